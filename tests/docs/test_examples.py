@@ -108,7 +108,7 @@ PLAYED = {
             one
             for one in commands_of(page)
             # No release of these is signed, and no reader types a placeholder.
-            if not one.startswith(LEFT_OUT) and not re.search("<|--public-key|--identity", one)
+            if not one.startswith(LEFT_OUT) and not re.search("<|--public-key", one)
         ]
     )
 }

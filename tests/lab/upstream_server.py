@@ -57,7 +57,6 @@ class UpstreamServer:
             routes=[
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 Route("/v1/completions", self._completions, methods=["POST"]),
-                Route("/v1/embeddings", self._embeddings, methods=["POST"]),
                 Route("/v1/models", self._models),
                 Route("/lora-adapters", self._adapters),
             ]
@@ -83,7 +82,6 @@ class UpstreamServer:
         # Fields of the usage that it reports instead of the true ones.
         self.false_usage: dict[str, object] = {}
         # False answers 501, as an engine does that was started without them.
-        self.has_embeddings = True
         # Usage of all choices together (vLLM), or of `each`: one after the other in a stream, and
         # only one in a whole answer (llama.cpp).
         self.reports = "all"
@@ -130,20 +128,6 @@ class UpstreamServer:
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
         return {"stream": body.get("stream")} if self.mode == "any" else body
-
-    async def _embeddings(self, request: Request) -> Response:
-        body = await self._noted(request)
-        if not self.has_embeddings:
-            return JSONResponse({"error": {"code": 501, "message": "start with --embeddings"}}, 501)
-        given = body.get("input", [])
-        texts = [given] if isinstance(given, str) else given
-        vectors = [
-            {"object": "embedding", "index": i, "embedding": [float(len(text)), 0.5]}
-            for i, text in enumerate(texts)
-        ]
-        words = sum(len(text.split()) for text in texts)
-        usage = {"prompt_tokens": words, "total_tokens": words}
-        return JSONResponse({"object": "list", "model": "m", "data": vectors, "usage": usage})
 
     async def _chat(self, request: Request) -> Response:
         body = await self._noted(request)

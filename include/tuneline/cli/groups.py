@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from tuneline.errors import UserError
 
 if TYPE_CHECKING:
-    from tuneline.governance.release.signature import Identity
+    pass
 
 # A string: argparse makes the class generic for type checkers alone.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -43,33 +43,10 @@ def add_json_argument(parser: argparse.ArgumentParser, text: str = "print JSON")
     parser.add_argument("--json", action="store_true", help=text)
 
 
-def add_signer_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add who must have signed a release; `signer_of` reads it."""
+def add_public_key_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--public-key`."""
     text = "PEM file of the public key by which a release has to be signed"
     parser.add_argument("--public-key", type=Path, metavar="FILE", help=text)
-    text = "the identity that has to have signed a release by Sigstore; needs a network"
-    parser.add_argument("--identity", help=text)
-    parser.add_argument("--issuer", help="the OpenID provider that vouches for the identity")
-    text = "Sigstore client trust configuration of an instance of your own"
-    parser.add_argument("--trust-config", type=Path, metavar="FILE", help=text)
-
-
-def signer_of(arguments: argparse.Namespace) -> Path | Identity | None:
-    """Return who must have signed a release, None if nobody has to.
-
-    Raises:
-        UserError: if key and identity are given, or an identity without its issuer.
-    """
-    from tuneline.governance.release.signature import Identity
-
-    if not (arguments.identity or arguments.issuer or arguments.trust_config):
-        key: Path | None = arguments.public_key
-        return key
-    if arguments.public_key:
-        raise UserError("give --public-key, or --identity and --issuer")
-    if not (arguments.identity and arguments.issuer):
-        raise UserError("--identity and --issuer belong together: anybody can have the same name")
-    return Identity(arguments.identity, arguments.issuer, arguments.trust_config)
 
 
 def store_uri(arguments: argparse.Namespace) -> str:

@@ -15,10 +15,9 @@ from tuneline.cli.groups import (
     Commands,
     add_json_argument,
     add_pointer_argument,
+    add_public_key_argument,
     add_run_argument,
-    add_signer_arguments,
     add_store_argument,
-    signer_of,
     store_uri,
 )
 from tuneline.errors import EXIT_FAILED, EXIT_OK
@@ -40,7 +39,7 @@ def add_releases(commands: Commands) -> None:
         "other. Prints one sentence for each difference; exit code 1 if there is one.",
     )
     verify.add_argument("manifest", metavar="MANIFEST_URI", help="manifest of the release")
-    add_signer_arguments(verify)
+    add_public_key_argument(verify)
     verify.set_defaults(command=_verify)
     lineage = commands.add_parser("lineage", help="draw the releases of a model, newest first")
     lineage.add_argument("model", metavar="MODEL", help="name of the model")
@@ -90,7 +89,7 @@ def add_releases(commands: Commands) -> None:
 def _verify(arguments: argparse.Namespace) -> int:
     from tuneline.governance.release.verify import examine
 
-    found = examine(arguments.manifest, signer_of(arguments))
+    found = examine(arguments.manifest, arguments.public_key)
     for difference in found.differences:
         print(f"tuneline: {difference}", file=sys.stderr)
     for note in found.unchecked:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from tuneline.cli.groups import (
     Commands,
     add_pointer_argument,
-    add_signer_arguments,
+    add_public_key_argument,
     add_store_argument,
-    signer_of,
     store_uri,
 )
 from tuneline.cli.runs import add_calibrate
@@ -65,7 +64,7 @@ def _add_engine(commands: Commands) -> None:
     add("--name", action="append", default=[], help=text)
     text = "serve this version in place of the released one; with @SHA256, only this manifest of it"
     add("--release", action="append", default=[], metavar="MODEL@VERSION", help=text)
-    add_signer_arguments(engine)
+    add_public_key_argument(engine)
     add("--host", default="127.0.0.1", help="address to listen on (loopback)")
     add("--port", type=int, default=8081, help="port to listen on (8081)")
     add("--parallel", type=int, help="requests served at once; as many as were measured by default")
@@ -87,7 +86,7 @@ def _add_follow(commands: Commands) -> None:
     add_pointer_argument(follow)
     add = follow.add_argument
     add("--name", action="append", default=[], help="model, may be repeated; all by default")
-    add_signer_arguments(follow)
+    add_public_key_argument(follow)
     add("--settings", type=Path, metavar="FILE", help="the gateway's file without what is released")
     text = "folder of the gateway.yaml that is written, of logs and of its state"
     add("--folder", required=True, type=Path, metavar="DIR", help=text)
@@ -207,7 +206,7 @@ def _trust(arguments: argparse.Namespace) -> Trust | None:
     """Return whose releases are served, checked where this floor alone can."""
     from tuneline.governance.release.verify import SignedBy
 
-    signer = signer_of(arguments)
+    signer = arguments.public_key
     return None if signer is None else SignedBy(signer)
 
 

@@ -11,26 +11,6 @@ from tuneline.config.addresses import HttpUrl, host_of, is_allowed, is_loopback
 from tuneline.config.section import Limit, Section
 
 
-class KeylessConfig(Section):
-    """Signatures by Sigstore: who signs, and where the token of that identity comes from."""
-
-    identity: str = Field(min_length=1)
-    """The identity that signs, as the certificate names it: an e-mail address, or the address of a
-    workflow; promote refuses a release that another one has signed."""
-    issuer: str = Field(min_length=1)
-    """The OpenID provider that vouches for it, such as
-    `https://token.actions.githubusercontent.com`."""
-    token_env: str = "SIGSTORE_ID_TOKEN"  # noqa: S105 - the name of a variable
-    """Variable that holds the identity token in the pod of lineage. Without it the token of the
-    surroundings is taken, where CI or a cloud offers one."""
-    token_file: str | None = None
-    """File that holds the identity token instead, such as a projected token of a service account,
-    which Kubernetes renews."""
-    trust_config: str | None = None
-    """Sigstore client trust configuration (JSON) of an instance of your own; null takes the public
-    one."""
-
-
 class ReleaseCanaryConfig(Section):
     """The canary of a release; the follower that serves it takes these from the release."""
 
@@ -179,9 +159,6 @@ class GovernanceConfig(Section):
     public_key: str | None = None
     """PEM file of the public key by which promote checks the signature of a release; null checks
     none."""
-    keyless: KeylessConfig | None = None
-    """Sign releases by an identity (Sigstore) instead of a key, and have promote check it; needs a
-    network and requirements/signing.txt."""
     lock_days: int | None = Field(None, gt=0)
     """Days for which the files of a release are locked against deletion by the bucket's Object
     Lock; null leaves it to the bucket's own rule."""
@@ -193,12 +170,6 @@ class GovernanceConfig(Section):
     annex_iv: dict[str, str] = Field({})
     """Your declarations for the technical documentation, by point of Annex IV of the EU AI Act:
     `1(a)` (intended purpose, provider) to `9`."""
-
-    @model_validator(mode="after")
-    def _signed_in_one_way(self) -> GovernanceConfig:
-        if self.keyless is not None and (self.signing_key or self.public_key):
-            raise ValueError("signing_key and public_key, or keyless: a release has one signature")
-        return self
 
     @field_validator("annex_iv")
     @classmethod

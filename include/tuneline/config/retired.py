@@ -18,6 +18,7 @@ RETIRED: dict[str, str] = {
     "data.pii_max_leak_ner": "what is left in the rows decides; data.pii_max_left limits it",
     "data.template_repeats": "rows that differ in personal data are compared as they were before "
     "scrubbing, so that none of them has to be kept by number",
+    "governance.keyless": "releases are signed by a key; set governance.signing_key and public_key",
     "evaluation.review_judge_pairs": "a model's votes decided nothing and are not taken any more; "
     "people vote in human_review",
     "evaluation.paraphrases": "the search for paraphrases of training rows only warned, and was "

@@ -261,12 +261,11 @@ def sign_release(ctx: StepContext, prefix: str, files: dict[str, Path]) -> None:
     """Sign the files and the manifest of the version, if that is configured and was not done."""
     governance, store = ctx.config.governance, ctx.run.store
     key = Path(governance.signing_key) if governance.signing_key else None
-    signer = governance.keyless or key
-    if signer is None or store.exists(f"{prefix}/{SIGNATURE}"):
+    if key is None or store.exists(f"{prefix}/{SIGNATURE}"):
         return
     manifest = ctx.scratch / MANIFEST_FILE
     store.get_file(f"{prefix}/{MANIFEST_FILE}", manifest)
-    signature = sign({**files, MANIFEST_FILE: manifest}, signer, ctx.scratch)
+    signature = sign({**files, MANIFEST_FILE: manifest}, key, ctx.scratch)
     put_once(store, f"{prefix}/{SIGNATURE}", signature, sha256_file(signature))
 
 

@@ -132,7 +132,6 @@ def reported_usage(payload: Mapping[str, Any]) -> Usage | None:
     usage = payload.get("usage")
     if not isinstance(usage, dict):
         return None
-    # Embeddings have no completion.
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens", 0)
     if not _is_count(prompt) or not _is_count(completion):
         return None

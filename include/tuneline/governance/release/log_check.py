@@ -32,7 +32,7 @@ from tuneline.artifacts.releases import (
 )
 from tuneline.errors import TunelineError, UserError
 from tuneline.governance.release.pointer import read_pointer
-from tuneline.governance.release.signature import Identity, envelope_fault
+from tuneline.governance.release.signature import envelope_fault
 from tuneline.store import CorruptObject, Store
 
 # Small objects that are read from a server at once.
@@ -227,12 +227,11 @@ _SIGNED = LINEAGE_STATEMENTS[1]
 
 
 def lineage_differences(
-    store: Store, name: str, version: str, manifest_sha256: str, signer: Path | Identity | None
+    store: Store, name: str, version: str, manifest_sha256: str, public_key: Path | None
 ) -> tuple[list[str], list[str]]:
     """Compare the statement of `lineage` of a version.
 
-    A key signs the statement as well, an identity the files of the manifest alone. Returns
-    differences, and what could not be compared.
+    Returns differences, and what could not be compared.
     """
     prefix = model_prefix(name, version)
     names = (*LINEAGE_STATEMENTS, LINEAGE_EVIDENCE)
@@ -240,7 +239,7 @@ def lineage_differences(
     uris = [store.uri_of(f"{prefix}/{file}") for file in there]
     released, stated = _stated(store, name, version)
     if stated is None:
-        return _unstated(store, name, version, uris, released=released, signer=signer)
+        return _unstated(store, name, version, uris, released=released, public_key=public_key)
     there = [file for file in there if file != LINEAGE_EVIDENCE]
     if not there:
         return [f"{store.uri_of(f'{prefix}/{LINEAGE_STATEMENTS[0]}')} is missing"], []
@@ -251,13 +250,10 @@ def lineage_differences(
     except DAMAGE as error:
         return [f"{error}; the release log names its hash"], []
     found = [f"{uris[0]} {fault}" for fault in _faults(raw, store, prefix, manifest_sha256)]
-    unchecked = []
-    if isinstance(signer, Path):
-        wrong = envelope_fault(raw, signer) if there[0] == _SIGNED else "it has no envelope"
-        found += [f"{uris[0]} is not signed by {signer}: {wrong}"] if wrong else []
-    elif signer is not None:
-        unchecked.append(f"{uris[0]} is not signed: an identity signs the files of the manifest")
-    return found, unchecked
+    if public_key is not None:
+        wrong = envelope_fault(raw, public_key) if there[0] == _SIGNED else "it has no envelope"
+        found += [f"{uris[0]} is not signed by {public_key}: {wrong}"] if wrong else []
+    return found, []
 
 
 def _unstated(
@@ -267,14 +263,14 @@ def _unstated(
     uris: Sequence[str],
     *,
     released: bool,
-    signer: Path | Identity | None,
+    public_key: Path | None,
 ) -> tuple[list[str], list[str]]:
     """Judge the files about `lineage` of a version whose log states no hash of them."""
     fault = "the release log does not name it"
     if not released:
         return [], [f"{uri}: {fault}, since the version is not released" for uri in uris]
     found = [f"{uri} is a file too many: {fault}" for uri in uris]
-    if signer is not None:
+    if public_key is not None:
         found.append(
             f"{store.uri_of(log_key(name, version))}: {version} was released without a statement "
             "of lineage, as versions of Tuneline before there were any did, and as whoever may "

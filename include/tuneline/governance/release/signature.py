@@ -2,11 +2,8 @@
 
 The signature covers every file of the version's folder, its manifest included, in the format of
 https://github.com/ossf/model-signing-spec (a Sigstore bundle). It is made with a key on an
-elliptic curve, which needs no network, or by an identity: a token of an OpenID provider is
-exchanged for a certificate that is valid for minutes (Fulcio), and the signature goes into a public
-log (Rekor), https://docs.sigstore.dev/about/overview/. Statements are signed by a key alone, in
-envelopes of https://github.com/secure-systems-lab/dsse. The libraries are optional:
-`requirements/signing.txt`.
+elliptic curve, which needs no network. Statements are signed by the same key, in envelopes of
+https://github.com/secure-systems-lab/dsse. The libraries are optional: `requirements/signing.txt`.
 """
 
 from __future__ import annotations
@@ -19,15 +16,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tuneline.artifacts.governance import Manifest
 from tuneline.artifacts.releases import MANIFEST_FILE
 from tuneline.config import GovernanceConfig
-from tuneline.config.governance import KeylessConfig
-from tuneline.errors import RetryableError, UserError, first_line
+from tuneline.errors import UserError, first_line
 from tuneline.store import CorruptObject, NotThere, Store
 
 SIGNATURE = "model.sig"
@@ -41,30 +36,8 @@ _MIN_TOKEN = 8
 _OPENSSL = "openssl ecparam -name prime256v1 -genkey -noout"
 
 
-@dataclass(frozen=True)
-class Identity:
-    """Who must have signed a release."""
-
-    name: str  # an e-mail address, or the address of a workflow
-    issuer: str  # address of the OpenID provider that vouches for it
-    trust_config: Path | None = None  # None for the public instance
-
-    @classmethod
-    def of(cls, settings: KeylessConfig) -> Identity:
-        """Return the identity that the settings name."""
-        trust = Path(settings.trust_config) if settings.trust_config else None
-        return cls(settings.identity, settings.issuer, trust)
-
-    def __str__(self) -> str:
-        """Return it for a person."""
-        return f"{self.name} of {self.issuer}"
-
-
 def stated(governance: GovernanceConfig) -> dict[str, str] | None:
     """Return what a manifest says of its signature; None if the release is not signed."""
-    if (keyless := governance.keyless) is not None:
-        signer = {"identity": keyless.identity, "issuer": keyless.issuer}
-        return {"format": _FORMAT.format("Sigstore"), "file": SIGNATURE, **signer}
     return public_part(Path(governance.signing_key)) if governance.signing_key else None
 
 
@@ -75,7 +48,7 @@ def public_part(private_key: Path) -> dict[str, str]:
     return {**form, "public_key_sha256": _fingerprint(key.public_key())}
 
 
-def sign(files: Mapping[str, Path], signer: Path | KeylessConfig, scratch: Path) -> Path:
+def sign(files: Mapping[str, Path], private_key: Path, scratch: Path) -> Path:
     """Sign files as the folder in which they will lie; return the signature.
 
     `files` are named as in the version's folder, the manifest included. A key is a PEM file on an
@@ -92,87 +65,27 @@ def sign(files: Mapping[str, Path], signer: Path | KeylessConfig, scratch: Path)
             # On another disk, or on one without links.
             shutil.copyfile(path, target)
     signature = scratch / SIGNATURE
-    if isinstance(signer, KeylessConfig):
-        sign_by_identity(folder, signature, signer)
-        return signature
-    with _key_errors("governance.signing_key", signer):
-        signing.Config().use_elliptic_key_signer(private_key=signer).sign(folder, signature)
+    with _key_errors("governance.signing_key", private_key):
+        signing.Config().use_elliptic_key_signer(private_key=private_key).sign(folder, signature)
     return signature
 
 
-def sign_by_identity(folder: Path, signature: Path, settings: KeylessConfig) -> None:
-    """Sign a folder, and verify the signature at once: by whom a token is shows only then."""
-    from sigstore.errors import VerificationError
-
-    signing = _library("model_signing.signing")
-    token, identity = identity_token(settings), Identity.of(settings)
-    with _sigstore_errors(token):
-        config = signing.Config()
-        config.use_sigstore_signer(identity_token=token, trust_config=identity.trust_config)
-        config.sign(folder, signature)
-    try:
-        verifier_of(identity).verify(folder, signature)
-    except (ValueError, VerificationError) as error:
-        signature.unlink()
-        raise UserError(
-            f"governance.keyless: the token is not that of {identity}: {first_line(error)}"
-        ) from None
-
-
-def identity_token(settings: KeylessConfig) -> str:
-    """Return the identity token: of the file, of the variable, or of the surroundings.
-
-    It never opens a browser: nobody sits before a pod.
-    """
-    from sigstore.oidc import IdentityError, detect_credential
-
-    if settings.token_file is not None:
-        try:
-            token = Path(settings.token_file).read_text(encoding="ascii").strip()
-        except (OSError, ValueError) as error:
-            raise UserError(f"governance.keyless.token_file: {first_line(error)}") from None
-        if not token:
-            raise UserError(f"governance.keyless.token_file: {settings.token_file} is empty")
-        return token
-    if token := os.environ.get(settings.token_env, "").strip():
-        return token
-    try:
-        ambient = detect_credential()
-    except IdentityError as error:
-        raise RetryableError(
-            f"the surroundings offer an identity token and did not hand it out: {first_line(error)}"
-        ) from None
-    if ambient is None:
-        raise UserError(
-            f"keyless signing needs an identity token: set {settings.token_env} in the pod of "
-            "lineage or governance.keyless.token_file, or run where CI or a cloud offers one "
-            "(GitHub Actions: permissions: id-token: write)"
-        )
-    return ambient
-
-
 def signature_difference(
-    store: Store,
-    prefix: str,
-    manifest: Manifest,
-    manifest_sha256: str,
-    signer: Path | Identity | None,
+    store: Store, prefix: str, manifest: Manifest, manifest_sha256: str, public_key: Path | None
 ) -> tuple[list[str], list[str]]:
     """Check the signature of a version: it has to cover the manifest and its files, nothing else.
 
-    The files themselves are compared with the manifest by whoever reads them; without a `signer`
-    the signature stays unchecked. Returns differences, and what could not be compared.
+    The files themselves are compared with the manifest by whoever reads them; without a
+    `public_key` the signature stays unchecked. Returns differences, and what could not be compared.
     """
     there, uri = store.exists(f"{prefix}/{SIGNATURE}"), store.uri_of(f"{prefix}/{SIGNATURE}")
-    if not there and (manifest.signature or signer):
+    if not there and (manifest.signature or public_key):
         return [f"{uri} is missing: the release is not signed"], []
-    said = manifest.signature or {}
-    if signer is None:
-        way = "the identity and its issuer" if "identity" in said else "the public key"
-        return [], [f"{uri} was not checked: give {way}"] if there else []
-    other, config = _verifier(signer, said)
-    if other is not None:
-        return [f"{uri} is {other}"], []
+    if public_key is None:
+        return [], [f"{uri} was not checked: give the public key"] if there else []
+    config = _verifier(public_key)
+    if (manifest.signature or {}).get("public_key_sha256") != _fingerprint(_public(public_key)):
+        return [f"{uri} is by another key than {public_key}"], []
     try:
         signature = store.get_bytes(f"{prefix}/{SIGNATURE}")
     except CorruptObject as error:
@@ -183,34 +96,15 @@ def signature_difference(
     return [f"{uri} does not sign this release: {why}" for why in faults], []
 
 
-def require_usable(signer: Path | Identity) -> None:
-    """Refuse a signer by whom nothing can be verified here."""
-    _verifier(signer, {})
+def require_usable(public_key: Path) -> None:
+    """Refuse a key by which nothing can be verified here."""
+    _verifier(public_key)
+    _public(public_key)
 
 
-def _verifier(signer: Path | Identity, said: Mapping[str, str]) -> tuple[str | None, Any]:
-    """Return whose signature it is if the manifest names another signer, and how to verify it."""
+def _verifier(public_key: Path) -> Any:
     verifying = _library("model_signing.verifying")
-    if isinstance(signer, Identity):
-        if (said.get("identity"), said.get("issuer")) == (signer.name, signer.issuer):
-            return None, verifier_of(signer)
-        named = "a key" if said else "nobody"
-        if "identity" in said:
-            named = f"{said['identity']} of {said.get('issuer')}"
-        return f"not by {signer}: the manifest names {named}", None
-    if said.get("public_key_sha256") != _fingerprint(_public(signer)):
-        return f"by another key than {signer}", None
-    return None, verifying.Config().use_elliptic_key_verifier(public_key=signer)
-
-
-def verifier_of(identity: Identity) -> Any:
-    """Return the library's configuration that accepts signatures of an identity alone."""
-    config = _library("model_signing.verifying").Config()
-    with _sigstore_errors():
-        config.use_sigstore_verifier(
-            identity=identity.name, oidc_issuer=identity.issuer, trust_config=identity.trust_config
-        )
-    return config
+    return verifying.Config().use_elliptic_key_verifier(public_key=public_key)
 
 
 def _faults(config: Any, signature: bytes, stated: Mapping[str, str]) -> Iterator[str]:
@@ -327,35 +221,6 @@ def _key_errors(what: str, path: Path) -> Iterator[None]:
         raise UserError(
             f"{what}: {path} can't be used: {first_line(error)}; use a PEM file of a key on an "
             f"elliptic curve ({_OPENSSL})"
-        ) from None
-
-
-@contextmanager
-def _sigstore_errors(token: str = "") -> Iterator[None]:
-    """Say what failed in one sentence, without the token."""
-    from sigstore.oidc import ExpiredIdentity, IdentityError
-
-    def reason(error: BaseException, empty: str = "") -> str:
-        text = first_line(error) if str(error) or not empty else empty
-        return text.replace(token, "…") if len(token) >= _MIN_TOKEN else text
-
-    config = "governance.keyless.trust_config"
-    try:
-        yield
-    except (IdentityError, ExpiredIdentity) as error:
-        why = reason(error, "it has expired")
-        raise UserError(f"the identity token can't be used: {why}") from None
-    except FileNotFoundError as error:
-        raise UserError(f"{config}: {first_line(error)}") from None
-    except ValueError as error:
-        raise UserError(
-            f"{config}: it is not a client trust configuration: {reason(error)}"
-        ) from None
-    # Its clients raise what their transports raise, and wrap some of it without a message.
-    except Exception as error:
-        raise RetryableError(
-            f"Sigstore can't be used: {reason(error.__cause__ or error)}; keyless signatures need "
-            "a network, to verify them too"
         ) from None
 
 

@@ -34,12 +34,7 @@ from tuneline.config import GovernanceConfig
 from tuneline.errors import TunelineError, UserError, first_line
 from tuneline.evidence import Evidence, Verdict, worse
 from tuneline.governance.release.log_check import DAMAGE, lineage_differences, pointer_differences
-from tuneline.governance.release.signature import (
-    SIGNATURE,
-    Identity,
-    require_usable,
-    signature_difference,
-)
+from tuneline.governance.release.signature import SIGNATURE, require_usable, signature_difference
 from tuneline.store import CorruptObject, NotThere, S3Store, Store, open_store, sha256_file
 from tuneline.terminal import track
 from tuneline.verdicts import OUT_OF_DATE
@@ -291,20 +286,20 @@ def verify(manifest_uri: str) -> list[str]:
     return examine(manifest_uri).differences
 
 
-def examine(manifest_uri: str, signer: Path | Identity | None = None) -> Findings:
+def examine(manifest_uri: str, public_key: Path | None = None) -> Findings:
     """Recompute everything that a manifest states, and compare the model's pointer and logs.
 
-    `signer` is a key (PEM file) or an identity; without one a signature is not checked.
+    Without the public key (PEM file) a signature is not checked.
     """
     place = Version.of(manifest_uri)
-    found = _version(place, signer)
+    found = _version(place, public_key)
     found.differences += pointer_differences(place.store, place.name, place.version, whole=True)
     try:
         manifest, digest = place.manifest()
     except (*DAMAGE, ValueError):
         return found
     found.add(check_sources(place.store, manifest))
-    found.add(lineage_differences(place.store, place.name, place.version, digest, signer))
+    found.add(lineage_differences(place.store, place.name, place.version, digest, public_key))
     return found
 
 
@@ -333,28 +328,28 @@ def served_differences(store: Store, name: str, version: str) -> list[str]:
 
 
 class SignedBy:
-    """Releases by one signer: what a host that serves accepts.
+    """Releases signed by one key: what a host that serves accepts.
 
     Small objects are read, no model: whoever loads its files compares them with the manifest.
     """
 
-    def __init__(self, signer: Path | Identity) -> None:
-        require_usable(signer)
-        self._signer = signer
+    def __init__(self, public_key: Path) -> None:
+        require_usable(public_key)
+        self._public_key = public_key
 
     def in_pointer(self, store: Store, name: str, version: str) -> list[str]:
         """Return how the pointer of a model differs from the release logs."""
         return pointer_differences(store, name, version, whole=False)
 
     def in_release(self, release: Release) -> list[str]:
-        """Return how a version differs from one that the signer has released."""
+        """Return how a version differs from one that its owner has released."""
         store, name, version = release.store, release.name, release.version
         place, manifest = Version(store, name, version), release.manifest
         found = [*_identity(place, manifest)]
         lines = read_log(store, name, version).lines()
         if not any(isinstance(line.event, Released) for line in lines):
             found.append("it was never released, so nothing says that it may be served")
-        stated = (release.sha256, self._signer)
+        stated = (release.sha256, self._public_key)
         found += signature_difference(store, place.prefix, manifest, *stated)[0]
         return found + lineage_differences(store, name, version, *stated)[0]
 
@@ -366,16 +361,14 @@ def promotion_differences(manifest_uri: str, settings: GovernanceConfig) -> list
     files that the dataset was read from may have changed since: training has read the dataset.
     """
     place = Version.of(manifest_uri)
-    signer: Path | Identity | None = Path(settings.public_key) if settings.public_key else None
-    if settings.keyless is not None:
-        signer = Identity.of(settings.keyless)
+    public_key = Path(settings.public_key) if settings.public_key else None
     return [
-        *_version(place, signer).differences,
+        *_version(place, public_key).differences,
         *pointer_differences(place.store, place.name, place.version, whole=False),
     ]
 
 
-def _version(place: Version, signer: Path | Identity | None) -> Findings:
+def _version(place: Version, public_key: Path | None) -> Findings:
     """Compare files, evidence, dataset, parent and signature of a version with its manifest."""
     store = place.store
     try:
@@ -401,7 +394,7 @@ def _version(place: Version, signer: Path | Identity | None) -> Findings:
         why = f"{event.by} deleted them at {line.at}, {event.reason}"
         found.unchecked.append(f"the files that {manifest.version} served: {why}")
     found.add(dataset_difference(store, manifest))
-    found.add(signature_difference(store, place.prefix, manifest, digest, signer))
+    found.add(signature_difference(store, place.prefix, manifest, digest, public_key))
     return found
 
 

@@ -60,7 +60,7 @@ class Trust(Protocol):
         """Return how the pointer of a model differs from the release logs."""
 
     def in_release(self, release: Release) -> list[str]:
-        """Return how a version differs from one that the signer has released."""
+        """Return how a version differs from one that the key has signed."""
 
 
 def newest_release(

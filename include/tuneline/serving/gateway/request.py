@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 from starlette.responses import Response
@@ -22,8 +22,6 @@ from tuneline.serving.protocol import adapter_fields
 # More choices than this, over all prompts of a request, are a mistake, or an attack on the budget
 # of a key.
 MOST_CHOICES = 128
-# OpenAI's own limit.
-MOST_INPUTS = 2_048
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 # What a value takes in memory besides its text: the object, and its place in another one.
 _BYTES_PER_VALUE = 100
@@ -52,12 +50,6 @@ Prompts = (
     | Tokens
     | Annotated[list[Text], Field(min_length=1, max_length=MOST_CHOICES, fail_fast=True)]
     | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_CHOICES, fail_fast=True)]
-)
-Inputs = (
-    Text
-    | Tokens
-    | Annotated[list[Text], Field(min_length=1, max_length=MOST_INPUTS, fail_fast=True)]
-    | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_INPUTS, fail_fast=True)]
 )
 
 
@@ -140,7 +132,7 @@ class CompletionsBody(_Sampled):
     prompt: Prompts = Field(
         description=f"a string, a list of token ids, or a list of at most {MOST_CHOICES} of either"
     )
-    best_of: Choices | None = _described(f"a whole number from 1 to {MOST_CHOICES}")
+    best_of: None = _described("left out; `n` asks for several answers")
     echo: bool | None = _described("true or false")
     logprobs: Alternatives | None = _described("a whole number from 0 to 20")
     # 0 only reads the prompt, with its log-probabilities where `echo` asks for them.
@@ -150,49 +142,23 @@ class CompletionsBody(_Sampled):
     suffix: Text | None = _described("a string")
 
 
-class EmbeddingsBody(Body):
-    """The body of a request for embeddings."""
-
-    input: Inputs = Field(
-        description=f"a string, a list of token ids, or a list of at most {MOST_INPUTS} of either"
-    )
-    dimensions: Count | None = _described("a whole number of at least 1")
-    encoding_format: Literal["float", "base64"] | None = _described("float or base64")
-    user: Text | None = _described("a string")
-
-
 @dataclass(frozen=True, eq=False)
 class Api:
     """One of OpenAI's APIs.
 
     Attributes:
         operation: its name in OpenTelemetry's GenAI conventions.
-        holds: the field of an answer that makes it one.
-        falls_back: False if another model's answer is no substitute.
     """
 
     operation: str
     path: str
     body: type[Body]
     prompt: str
-    holds: str = "choices"
-    streams: bool = True
-    falls_back: bool = True
 
 
 CHAT = Api("chat", "/chat/completions", ChatBody, "messages")
 COMPLETIONS = Api("text_completion", "/completions", CompletionsBody, "prompt")
-# Vectors of two models can't be compared.
-EMBEDDINGS = Api(
-    "embeddings",
-    "/embeddings",
-    EmbeddingsBody,
-    "input",
-    holds="data",
-    streams=False,
-    falls_back=False,
-)
-APIS = (CHAT, COMPLETIONS, EMBEDDINGS)
+APIS = (CHAT, COMPLETIONS)
 
 
 class ApiError(Exception):
@@ -280,12 +246,6 @@ class ApiRequest:
         return int(self.body.get("n") or 1) * len(self.prompts)
 
     @property
-    def sequences(self) -> int:
-        """The number of sequences that an engine writes, of which `best_of` drops some."""
-        best_of = int(self.body.get("best_of") or 1) if self.api is COMPLETIONS else 1
-        return max(self.choices, best_of * len(self.prompts))
-
-    @property
     def more_fields(self) -> set[str]:
         """The fields that are not of OpenAI's API."""
         return self.body.keys() - self.api.body.model_fields.keys()
@@ -343,15 +303,13 @@ def parse_request(api: Api, raw: bytes, *, max_depth: int, max_values: int) -> A
         # The values, and the body as it is sent.
         memory=len(raw) * (width + 1) + _BYTES_PER_VALUE * (brackets + raw.count(b",")),
         api=api,
-        stream=api.streams and body.get("stream") is True,
+        stream=body.get("stream") is True,
         wants_usage=options.get("include_usage") is True,
         # A number in the older API, in which 0 asks for them too.
         wants_logprobs=logprobs is not None and logprobs is not False,
     )
-    if api is not EMBEDDINGS and request.sequences > MOST_CHOICES:
-        raise ApiError(
-            400, f"`n` or `best_of` times the prompts must be at most {MOST_CHOICES}.", param="n"
-        )
+    if request.choices > MOST_CHOICES:
+        raise ApiError(400, f"`n` times the prompts must be at most {MOST_CHOICES}.", param="n")
     return request
 
 

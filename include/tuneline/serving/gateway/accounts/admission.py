@@ -24,7 +24,7 @@ from tuneline.serving.gateway.config import KeptUser
 from tuneline.serving.gateway.ledger.database import periods
 from tuneline.serving.gateway.ledger.writer import Ledger
 from tuneline.serving.gateway.metrics import Metrics
-from tuneline.serving.gateway.request import EMBEDDINGS, ApiError, try_again
+from tuneline.serving.gateway.request import ApiError, try_again
 from tuneline.serving.gateway.upstream_config import TokenRates
 
 _LONGEST = 64
@@ -329,8 +329,7 @@ class Admission:
         body = call.request.body
         prompt = call.request.size // _BYTES_PER_TOKEN
         stated = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens"))
-        each = stated or _UNSTATED_TOKENS
-        answer = 0 if call.request.api is EMBEDDINGS else each * call.request.sequences
+        answer = (stated or _UNSTATED_TOKENS) * call.request.choices
         return Spent(prompt + answer, self._rates_of(call.model).cost(prompt, answer))
 
     def _add_usage(self, attempt: Attempt) -> None:

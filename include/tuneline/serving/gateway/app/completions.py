@@ -142,10 +142,7 @@ class _Exchange:
             raise try_again(503, why, 5, "ledger_full")
 
     def _chain_of(self, asked: str) -> Chain | None:
-        if self._api.falls_back:
-            return self._routing.chain_of(asked, self._key)
-        # A candidate's answers are no substitute either.
-        return self._routing.chains.get(asked)
+        return self._routing.chain_of(asked, self._key)
 
     async def _body(self) -> bytes:
         limit = self._runtime.config.max_body_bytes

@@ -25,22 +25,13 @@ from starlette.routing import Route
 from tuneline.serving.gateway.app.completions import ChatEndpoint, authenticate
 from tuneline.serving.gateway.app.runtime import Runtime, ScrubberFor
 from tuneline.serving.gateway.config import GatewayConfig
-from tuneline.serving.gateway.request import (
-    APIS,
-    CHAT,
-    COMPLETIONS,
-    EMBEDDINGS,
-    Api,
-    ApiError,
-    unknown_model,
-)
+from tuneline.serving.gateway.request import APIS, CHAT, COMPLETIONS, Api, ApiError, unknown_model
 
 log = logging.getLogger("tuneline.gateway")
 
 _ABOUT = {
     CHAT.path: "The answer of a model to a conversation, whole or as server-sent events.",
     COMPLETIONS.path: "How a model goes on from a text, whole or as server-sent events.",
-    EMBEDDINGS.path: "The vectors of texts, where the model's engine has them.",
 }
 _FAULTS = {
     400: "The request is wrong; the message names the field.",
@@ -116,7 +107,6 @@ def _schemas() -> dict[str, Any]:
     return bodies["$defs"] | {
         "Error": _object(error=_object(message=text, type=text, param=texts, code=texts)),
         "Answer": _object(choices=objects),
-        "Embeddings": _object(data=objects),
         "Model": _object(id=text, **entry),
         "ModelList": _object(
             object={"const": "list"}, data={"type": "array", "items": _ref("Model")}
@@ -142,10 +132,9 @@ def _media(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _asking(api: Api) -> dict[str, Any]:
-    content = {"application/json": _ref("Answer" if api.holds == "choices" else "Embeddings")}
-    if api.streams:
-        # Events whose data is a JSON object, until one with `[DONE]`.
-        content["text/event-stream"] = _object(data={"type": "string"})
+    # Events whose data is a JSON object, until one with `[DONE]`.
+    stream = _object(data={"type": "string"})
+    content = {"application/json": _ref("Answer"), "text/event-stream": stream}
     operation = _operation(_ABOUT[api.path], content, *_FAULTS)
     operation["responses"]["200"]["headers"] = {
         name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()
@@ -300,8 +289,11 @@ async def _api_error(_: Request, error: Exception) -> Response:
     return error.response()
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if request.url.path == "/v1/embeddings":
+        why = "Embeddings are not offered: a released model writes texts. Ask an engine for them."
+        return ApiError(400, why, code="embeddings_not_offered").response()
     return ApiError(error.status_code, f"{error.detail}.").response(error.headers)
 
 

@@ -23,7 +23,7 @@ from tuneline.serving.gateway.config import GatewayConfig, ModelConfig
 from tuneline.serving.gateway.ledger.database import UsageRow
 from tuneline.serving.gateway.ledger.writer import Ledger
 from tuneline.serving.gateway.metrics import Metrics
-from tuneline.serving.gateway.request import EMBEDDINGS, Api
+from tuneline.serving.gateway.request import Api
 from tuneline.serving.gateway.upstream_config import TokenRates
 
 if TYPE_CHECKING:
@@ -316,8 +316,7 @@ class Runtime:
     def log_request(self, call: Call, attempt: Attempt | None, status: AttemptStatus) -> None:
         """Count a request that has ended, and hand it to the log unless its key is not logged."""
         self.tally.note(call, attempt, status, self._current.share_of(call.model))
-        # Vectors are no text that could be learned from.
-        if self.production_log and call.request.api is not EMBEDDINGS:
+        if self.production_log:
             if self.keys.is_logged(call.key):
                 self.production_log.note(call, attempt, status)
             else:

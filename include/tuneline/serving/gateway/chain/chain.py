@@ -246,7 +246,7 @@ class Chain:
             AllFailed: if no upstream answered.
             ClientFault: if the request itself is wrong.
         """
-        answer = await self._walk(_Walk(call, self._complete, self._upstreams_for(call)))
+        answer = await self._walk(_Walk(call, self._complete, self.upstreams))
         self.recorder.record(answer.attempt, served=True)
         return answer
 
@@ -255,10 +255,7 @@ class Chain:
 
         Raises are those of `answer`.
         """
-        return await self._walk(_Walk(call, self._open, self._upstreams_for(call)))
-
-    def _upstreams_for(self, call: Call) -> list[Upstream]:
-        return self.upstreams if call.request.api.falls_back else self.upstreams[:1]
+        return await self._walk(_Walk(call, self._open, self.upstreams))
 
     async def _walk(self, walk: _Walk[C]) -> C:
         chosen: C | None = None

@@ -72,8 +72,6 @@ _LONGEST_HEADER = 65_536
 _KEEPALIVE_S = 3.0
 Headers: TypeAlias = Mapping[str, str]
 _NO_HEADERS: Headers = {}
-# How an engine answers that does not have an API: there is no such path, or it says so.
-_NOT_OFFERED = frozenset({404, 405, 501})
 _FREE = TokenRates(0.0, 0.0)
 # Byte-level BPE vocabularies average about four bytes of English text to a token.
 _BYTES_PER_TOKEN = 4
@@ -395,12 +393,10 @@ class Upstream:
         async with _within(timeout_s, "no answer"):
             response = await self._send("POST", self.config.base_url + api.path, body, headers)
             content = await self._read(response)
-        if not api.falls_back and response.status in _NOT_OFFERED:
-            raise ClientFault(HTTPStatus.BAD_REQUEST, _not_offered(api))
         _check_status(response.status, content)
         payload = _json(content)
-        if not isinstance(payload, dict) or not isinstance(payload.get(api.holds), list):
-            raise UpstreamFault(AttemptStatus.BAD_RESPONSE, f"the answer has no list `{api.holds}`")
+        if not isinstance(payload, dict) or not isinstance(payload.get("choices"), list):
+            raise UpstreamFault(AttemptStatus.BAD_RESPONSE, "the answer has no list `choices`")
         return payload, content
 
     async def open_stream(
@@ -476,14 +472,6 @@ async def _within(seconds: float, missing: str) -> AsyncIterator[None]:
         raise UpstreamFault(AttemptStatus.CONNECTION_LOST, detail) from None
     except TimeoutError:
         raise UpstreamFault(AttemptStatus.TIMEOUT, f"{missing} within {seconds:g} s") from None
-
-
-def _not_offered(api: Api) -> dict[str, object]:
-    return {
-        "message": f"This model has no {api.operation}: its engine does not offer them.",
-        "type": "invalid_request_error",
-        "code": f"{api.operation}_not_offered",
-    }
 
 
 def _proxy_for(config: UpstreamConfig) -> tuple[URL | None, dict[str, str]]:
