@@ -196,4 +196,7 @@ def test_the_model_reads_some_rows_again(tmp_path):
     assert found_again(stored, {}, config) == (30, 30)
     surrogates = {str(n): [("PERSON", people[n % 3])] for n in range(30)}
     assert found_again(stored, surrogates, config) == (0, 30)
+    # Every third name was left.
+    some = {key: found for key, found in surrogates.items() if int(key) % 3}
+    assert found_again(stored, some, config) == (10, 30)
     assert found_again(stored, {}, DataConfig(source="rows.jsonl", pii_ner=False)) == (0, 0)

@@ -80,8 +80,9 @@ if TYPE_CHECKING:
 
     from tuneline.step_context import StepContext
 
-# Rows that the model reads again, drawn by their ids, and the share of them in which it may find
-# more: surrogates change the context of words that it was in doubt about.
+# Rows that the model reads again, drawn by their ids, and the share of their values that it may
+# still find: surrogates change the context of words that it was in doubt about. A share of rows
+# would grow with their length.
 READ_AGAIN, MAX_FOUND_AGAIN = 1_024, 0.1
 # Training rows from elsewhere than production in which triggers are looked for, about.
 MOST_SEARCHED = 50_000
@@ -204,7 +205,7 @@ def found_again(
     config: DataConfig,
     engine: Engine = HERE,
 ) -> tuple[int, int]:
-    """Have the model read some rows, cut elsewhere: those with more than surrogates, and all."""
+    """Have the model read some rows, cut elsewhere; return the values left, and with surrogates."""
     settings = replace(settings_of(config), shifted=True)
     if not settings.models:
         return 0, 0
@@ -213,7 +214,8 @@ def found_again(
     some = list(rows.chosen([digest <= last for digest in digests]))
     make = partial(_model_counter, settings, shared_parts([row.messages for row in some]))
     counted = engine.map(make, _chunks(some, surrogates), worker_count(len(some), CHUNK))
-    return sum(map(sum, map(rows_in, counted))), len(some)
+    left = sum(map(sum, map(rows_in, counted)))
+    return left, left + sum(len(surrogates.get(base_id(row.row_id), ())) for row in some)
 
 
 def _model_counter(settings: Settings, shared: Shared) -> Kernel:
@@ -222,7 +224,7 @@ def _model_counter(settings: Settings, shared: Shared) -> Kernel:
     def count(batch: pa.RecordBatch) -> pa.RecordBatch:
         turns, values = zip(*rows_in(batch), strict=True)
         return as_batch(
-            any(other_hits(text, hits, own) for text, hits in found.items())
+            sum(len(other_hits(text, hits, own)) for text, hits in found.items())
             for found, own in zip(detector.rows(turns, shared), values, strict=True)
         )
 
@@ -351,11 +353,9 @@ def _measurements(
         none("pii_scrubbing.rows_with_pattern_hits", found.with_pii),
         none("pii_scrubbing.torn_copies", torn_answers),
         none("pii_scrubbing.labels_with_pattern_hits", labels, "labels"),
-        measure("pii_scrubbing.rows_read_again", found.again[1], "rows"),
-        measure("pii_scrubbing.rows_with_model_hits", found.again[0], "rows"),
-        measure(
-            "pii_scrubbing.rows_with_model_hits_at_least", least, "share", "<=", MAX_FOUND_AGAIN
-        ),
+        measure("pii_scrubbing.values_read_again", found.again[1], "values"),
+        measure("pii_scrubbing.values_found_again", found.again[0], "values"),
+        measure("pii_scrubbing.values_found_again_at_least", least, "share", "<=", MAX_FOUND_AGAIN),
         none("distribution_balancing.weights_out_of_range", outside),
     ]
 

@@ -143,13 +143,14 @@ class Figures:
         """Return the measured values by name; `reference_distance` only with declared shares."""
         typical = typical_size(self.after, config.min_rows_per_class)
         total = sum(self.weighted.values())
+        named = [weight for name, weight in self.weighted.items() if name]
         found = {
             "classes": len(self.before),
             "effective_classes_before": effective_classes(self.before),
             "effective_classes": effective_classes(self.weighted),
             "smallest_class": min(self.after.get(name, 0) for name in self.before),
             "largest_over_typical": max(self.after.values(), default=0) / typical,
-            "largest_share": max(self.weighted.values(), default=0.0) / total if total else 0.0,
+            "largest_share": max(named, default=0.0) / total if total else 0.0,
             "edge_case_share_before": self.edges_before,
             "edge_case_share": self.edges_after,
         }
