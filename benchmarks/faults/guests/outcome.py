@@ -147,11 +147,12 @@ def _torn_values(old: str, asked: str, new: str, kept: str) -> list[str]:
 def _torn_run(old: str, asked: str, new: str, kept: str) -> list[str]:
     """Align both answers by words; where all words of a run were shared, all must still be.
 
-    Of words that stay as they are, those that look like a value count: "from" copies nothing.
+    Of words that stay as they are, those that look like a value count: "from" copies nothing. A
+    digit, and a word of two letters, may stand in both by chance.
     """
     valued = {word[0].casefold() for word in _WORD.finditer(old) if not _is_plain(old, word)}
     a, b = _words(old), _words(new)
-    shared, still = set(_words(asked)), set(_words(kept))
+    shared, still = {word for word in _words(asked) if _is_telling(word)}, set(_words(kept))
     torn: list[str] = []
     for kind, i, j, k, m in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         copied = [word for word in a[i:j] if word in shared]
@@ -168,6 +169,10 @@ def _is_plain(text: str, word: re.Match[str]) -> bool:
     """Return True for a word in lower case, or with a capital that only begins a sentence."""
     starts = not (before := text[: word.start()].rstrip(" \n\"'(")) or before[-1] in ".!?:"
     return bool(_PLAIN.fullmatch(word[0].lower() if starts else word[0]))
+
+
+def _is_telling(word: str) -> bool:
+    return len(word) > (1 if word.isdecimal() else 2)
 
 
 def _words(text: str) -> list[str]:

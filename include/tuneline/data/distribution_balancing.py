@@ -51,9 +51,6 @@ LEARNT_FROM, WORDS = 20_000, 100
 # A word in a greater share of texts is not about the subject; one in fewer texts is a name or typo.
 MAX_SHARE, MIN_USES = 0.3, 3
 FEATURES, DIMENSIONS, SEED = 1 << 14, 50, 0
-# A text that has less in common (cosine) with the middle of its group belongs to none: what is
-# left over is no group, however large.
-LEAST_LIKENESS = 0.25
 TERMS = 3
 
 
@@ -62,11 +59,10 @@ def group_count(texts: int) -> int:
     return max(2, min(MAX_GROUPS, int((texts / TEXTS_PER_SQUARE) ** 0.5)))
 
 
-def group_prompts(texts: Sequence[str]) -> tuple[list[str | None], list[float]] | None:
+def group_prompts(texts: Sequence[str]) -> tuple[list[str], list[float]] | None:
     """Put texts into groups by common words; None for too few texts or no common words.
 
-    Returned are the name of each text's group, None if it is like none, and the cosine distance to
-    the nearest middle, 0 to 2.
+    Returned are the name of each text's group, and the cosine distance to its middle, 0 to 2.
     """
     from threadpoolctl import threadpool_limits
 
@@ -79,13 +75,15 @@ def group_prompts(texts: Sequence[str]) -> tuple[list[str | None], list[float]] 
 
 def _grouped(
     texts: Sequence[str], learnt: Sequence[str], count: int
-) -> tuple[list[str | None], list[float]] | None:
+) -> tuple[list[str], list[float]] | None:
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
 
     def words(text: str) -> list[str]:
-        return [w for w in text.split()[:WORDS] if len(w) > 1 and w not in ENGLISH_STOP_WORDS]
+        some = text.split()[:WORDS]
+        # The numbers of two sums make no subject.
+        return [w for w in some if len(w) > 1 and w[0].isalpha() and w not in ENGLISH_STOP_WORDS]
 
     weigh = TfidfVectorizer(
         analyzer=words,
@@ -110,12 +108,8 @@ def _grouped(
     likeness = _unit(project.transform(weigh.transform(texts))) @ middles.T
     chosen = likeness.argmax(axis=1)
     named = _names(middles @ project.components_, weigh.get_feature_names_out())
-    nearest = likeness[np.arange(len(chosen)), chosen]
-    groups = [
-        named[i] if near else None
-        for i, near in zip(chosen.tolist(), (nearest >= LEAST_LIKENESS).tolist(), strict=True)
-    ]
-    return groups, (1 - nearest).astype(float).tolist()
+    distances = 1 - likeness[np.arange(len(chosen)), chosen]
+    return [named[i] for i in chosen.tolist()], distances.astype(float).tolist()
 
 
 def _unit(rows: NDArray[Any]) -> NDArray[Any]:

@@ -20,9 +20,10 @@ MIN_EFFECTIVE_SHARE = 0.5
 # Total variation distance from the declared shares: above this, more than a tenth of the training
 # rows would have to change their class.
 MAX_REFERENCE_DISTANCE = 0.1
-# A group of similar prompts with a greater share of the rows crowds out all others. Nobody declared
-# these groups, so no other limit applies to their sizes.
-MAX_GROUP_SHARE = 0.6
+# A group of similar prompts with a greater share of the rows crowds out all others, if there are so
+# many that it is three times an even share. Nobody declared these groups, so no other limit applies
+# to their sizes.
+MAX_GROUP_SHARE, FEWEST_GROUPS = 0.6, 5
 # A class with fewer rows than this share of the typical one is rare.
 RARE = 0.25
 # A value is far out if it is this many interquartile ranges above the upper quartile, and at least
@@ -143,14 +144,13 @@ class Figures:
         """Return the measured values by name; `reference_distance` only with declared shares."""
         typical = typical_size(self.after, config.min_rows_per_class)
         total = sum(self.weighted.values())
-        named = [weight for name, weight in self.weighted.items() if name]
         found = {
             "classes": len(self.before),
             "effective_classes_before": effective_classes(self.before),
             "effective_classes": effective_classes(self.weighted),
             "smallest_class": min(self.after.get(name, 0) for name in self.before),
             "largest_over_typical": max(self.after.values(), default=0) / typical,
-            "largest_share": max(named, default=0.0) / total if total else 0.0,
+            "largest_share": max(self.weighted.values(), default=0.0) / total if total else 0.0,
             "edge_case_share_before": self.edges_before,
             "edge_case_share": self.edges_after,
         }
@@ -161,7 +161,7 @@ class Figures:
     def limits(self, config: DataConfig, *, grouped: bool) -> list[tuple[str, Rule, float]]:
         """Return the limits of the values: name, rule, limit. A breach of any of them warns."""
         limits: list[tuple[str, Rule, float]] = []
-        if grouped:
+        if grouped and len(self.before) >= FEWEST_GROUPS:
             limits.append(("largest_share", "<=", MAX_GROUP_SHARE))
         if not grouped or config.unlabelled == "balance":
             limits += [
