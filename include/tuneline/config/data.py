@@ -209,7 +209,8 @@ class PiiScrubbingConfig(Section):
     pii_allow: Annotated[list[str], Limit("pii_scrubbing", "within")] = Field([])
     """Texts that are never taken for PII."""
     pii_canaries: int = Field(200, ge=20)
-    """Canaries of each kind of personal data, planted in every run."""
+    """Canaries of each kind of personal data, planted in every run; more of what the rows hold much
+    of."""
     # One row in a hundred, the share above which values that scrubbing leaves are its fault. Fewer
     # can't be shown: 200 canaries of which none leaks allow 9 where every other row holds a value.
     pii_max_left: Annotated[float | None, Limit("pii_scrubbing", "lower", unset=inf)] = Field(

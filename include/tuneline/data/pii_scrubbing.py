@@ -248,11 +248,14 @@ def run(ctx: StepContext) -> Evidence:
         undeclared_language=[int(result.foreign is not None) for result in results],
     )
     seed = leaks.seed_of(ctx.run.run_id, rows.column("row_id"))
-    trial = leaks.run_trial(scrubber, leaks.draw_carriers(rows, seed), config, seed)
+    hits = _hits(results)
+    found = {entity: count * leaks.PER_ROWS / len(rows) for entity, count in hits.items()}
+    carriers = leaks.draw_carriers(rows, seed)
+    trial = leaks.run_trial(scrubber, carriers, config, seed, found)
     write_audit(ctx.out / CANARIES, trial.columns())
     ctx.quarantine.mkdir(parents=True, exist_ok=True)
     write_audit(ctx.quarantine / LEAKED_CANARIES.partition("/")[2], trial.examples())
-    review, hits = _review(ctx), _hits(results)
+    review = _review(ctx)
     left_behind = leaks.left_measurements(config, trial, hits, len(rows))
     spots = leaks.blind_spots(config, trial, scrubber.custom_entities)
     measurements = [

@@ -17,7 +17,13 @@ from tuneline.config import PipelineConfig
 from tuneline.data.balance.class_shares import TrainRow, figures_of
 from tuneline.data.deduplication import HOLDOUT_SHARE, MAX_NEAR
 from tuneline.data.pii.find.entities import scrubbed_entities, uncovered_languages
-from tuneline.data.pii.measure.leak_estimate import PER_ROWS, WEAK, decides, left_breach
+from tuneline.data.pii.measure.leak_estimate import (
+    PER_ROWS,
+    WEAK,
+    canaries_of,
+    decides,
+    left_breach,
+)
 from tuneline.data.pii.measure.plants import group_entity, group_names
 from tuneline.data.pii.review.review import PiiReview
 from tuneline.data.pii_scrubbing import CANARIES, MAX_VALUES_LEFT, REVIEW
@@ -169,22 +175,29 @@ def _canaries(given: GateInput) -> list[Suite]:
     """Return the groups of canaries, and what they say is left in the rows."""
     data = given.config.data
     outcomes = given.tables[CANARIES].groupby("entity")["leaked"].agg(["sum", "count"])
-    groups = outcomes.reset_index()
+    groups, rows = outcomes.reset_index(), len(given.tables[AUDIT])
+
+    def found_of(entity: str) -> int:
+        return int(given.measured.get(f"found_{entity}") or 0)
+
+    groups["missing"] = [
+        canaries_of(found_of(group_entity(group)) * PER_ROWS / rows, data) - count
+        for group, _, count in groups.itertuples(index=False)
+    ]
     expected = sorted(group_names(scrubbed_entities(data.pii_profile), data.languages))
     rules = [
         Rule("ExpectTableRowCountToEqual", {"value": len(expected)}),
         among("entity", *expected),
-        between("count", data.pii_canaries, data.pii_canaries),
+        between("missing", 0, 0),
     ]
     limits: list[_Limit] = []
-    for group, leaked, count in groups.itertuples(index=False):
-        if data.pii_max_left is not None and not given.measured.get(f"found_{group_entity(group)}"):
+    for group, leaked, count, _ in groups.itertuples(index=False):
+        if data.pii_max_left is not None and not found_of(group_entity(group)):
             upper = share_of(int(leaked), int(count)).upper
             limits.append((f"leak_{group}_at_most", upper, WEAK, "warn"))
-    rows = len(given.tables[AUDIT])
     for entity, summed in outcomes.groupby(group_entity).sum().iterrows():
         outcome = int(summed["sum"]), int(summed["count"])
-        found = int(given.measured.get(f"found_{entity}") or 0)
+        found = found_of(str(entity))
         left = count_times_odds(found, *outcome).upper * PER_ROWS / rows
         breach = left_breach(str(entity), found, *outcome, data)
         name = f"left_per_1000_rows_{entity}_at_most"

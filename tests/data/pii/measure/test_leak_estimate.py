@@ -10,7 +10,9 @@ from tests.lab.runs import value
 
 from tuneline.config import DataConfig
 from tuneline.data.pii.measure.leak_estimate import (
+    MOST_CANARIES,
     blind_spots,
+    canaries_of,
     decides,
     leak_measurements,
     left_breach,
@@ -30,7 +32,7 @@ ONE_TURN = re.compile(r"\+?\d(?:[ .,/()-]{0,4}\d){4,}")
 
 def trial_of(detector, rows, **settings):
     config = DataConfig(source="x", pii_canaries=60, **settings)
-    return run_trial(detector, rows, config, "1"), config
+    return run_trial(detector, rows, config, "1", {}), config
 
 
 def broken(trial, hits=None):
@@ -50,6 +52,16 @@ def test_a_detector_of_everything_passes_and_one_of_nothing_breaks_every_limit(p
     assert broken(trial) == (limits if leaks else set())
     left = left_measurements(config, trial, Counter(), 1000)
     assert {m.ok for m in left if m.rule} == {not leaks}
+
+
+def test_what_rows_hold_much_of_is_measured_by_more_canaries():
+    config = DataConfig(source="x", pii_canaries=20, pii_max_left=10)
+    seen = PatternDetector(EVERYTHING)
+    trial = run_trial(seen, chat_rows(), config, "1", {"PERSON": 100, "PHONE_NUMBER": 5})
+    counts = Counter(canary.group for canary in trial.canaries)
+    assert (counts["PERSON"], counts["PHONE_NUMBER"], counts["PASSWORD"]) == (200, 20, 20)
+    assert canaries_of(1e6, config) == MOST_CANARIES
+    assert canaries_of(1e6, config.model_copy(update={"pii_max_left": None})) == 20
 
 
 def test_a_detector_of_edited_text_fails_in_chat():
@@ -84,7 +96,7 @@ def pieces_rows():
 
 def test_the_detector_without_its_model_is_seen_to_find_numbers_and_no_streets():
     config = DataConfig(source="x", pii_canaries=60, pii_ner=False)
-    trial = run_trial(make_scrubber(config), chat_rows(), config, "1")
+    trial = run_trial(make_scrubber(config), chat_rows(), config, "1", {})
     assert share(trial, "STREET_ADDRESS") > 0.5
     assert share(trial, "CREDIT_CARD") < 0.2
     assert share(trial, "AWS_ACCESS_KEY") == share(trial, "PRIVATE_KEY") == 0

@@ -47,7 +47,7 @@ def edited_rows():
 
 
 def made(rows, entities, seed="1", per_kind=60):
-    return make_canaries(rows, entities, ENGLISH, per_kind, seed)
+    return make_canaries(rows, entities, ENGLISH, lambda _: per_kind, seed)
 
 
 def planted(canary):
@@ -164,7 +164,7 @@ def test_languages_have_words_of_their_own():
         "PASSWORD.de",
         "PIN",
     ]
-    canaries = make_canaries(rows, ["PHONE_NUMBER", "STREET_ADDRESS"], ["de"], 40, "1")
+    canaries = make_canaries(rows, ["PHONE_NUMBER", "STREET_ADDRESS"], ["de"], lambda _: 40, "1")
     assert {canary.group for canary in canaries} == {"PHONE_NUMBER.de", "STREET_ADDRESS.de"}
     assert all(
         set(plants.phrases()[code]["kinds"]) <= set(plants.KINDS) for code in plants.phrases()

@@ -75,7 +75,7 @@ _NUMBERS = {
     rf"(?: (?:is|was|ist|es|est|è|é))?[\s:#]{{1,3}}([A-Z0-9-]*\d[A-Z0-9-]*"
     rf"(?:[ -][A-Z]{{0,3}}\d[A-Z0-9]*){{0,4}}){_E}",
     # "P-76399": equal codes are found in every sentence, so that equal rows stay equal.
-    "ID_NUMBER: code": rf"(?:^|[^{WORD}-])([A-Z]{{1,2}}-\d{{5,}})\b",
+    "ID_NUMBER: code": rf"(?:^|[^{WORD}-])([A-Za-z]{{1,2}}-\d{{5,}})\b",
     "US_SSN: social security number": rf"{_B}(?:ssn|social(?: security)?)[^\d\n]{{0,30}}"
     rf"(\d{{3}}[-. ]{{0,3}}\d{{2}}[-. ]{{0,3}}\d{{4}}|\d{{4}}){_E}",
     "PHONE_NUMBER: phone": rf"{_B}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from math import isfinite
@@ -33,6 +33,8 @@ WEAK = 0.25
 PER_ROWS = 1000
 # A detector that may miss half of an entity can't tell that the rows hold none of it.
 BLIND = 0.5
+# Canaries for each that may leak, so that a third of the share that may is shown to be less.
+PER_ALLOWED, MOST_CANARIES = 20, 2_000
 # The register and the carriers are of as many rows at the most; more show no other way of writing.
 MEASURED_ROWS = 3_000
 # Types whose estimate was held against labelled text of other people, in English, and lay within a
@@ -135,13 +137,29 @@ def draw_carriers(rows: Sequence[Row], seed: str) -> list[Sequence[Message]]:
     return [row.messages for row in chosen_of(rows, flags)]
 
 
+def canaries_of(found: float, config: DataConfig) -> int:
+    """Return the canaries of each kind of an entity, of which `found` values are in 1,000 rows.
+
+    The more there are, the smaller is the share that may leak, and the more show that it is so.
+    """
+    needed = 0 if not config.pii_max_left else found / config.pii_max_left * PER_ALLOWED
+    return max(config.pii_canaries, min(round(needed), MOST_CANARIES))
+
+
 def run_trial(
-    scrubber: Scrubber, rows: Sequence[Sequence[Message]], config: DataConfig, seed: str
+    scrubber: Scrubber,
+    rows: Sequence[Sequence[Message]],
+    config: DataConfig,
+    seed: str,
+    found: Mapping[str, float],
 ) -> Trial:
-    """Plant canaries in rows, at least one, and scrub them as rows."""
-    canaries = make_canaries(
-        rows, scrubbed_entities(config.pii_profile), config.languages, config.pii_canaries, seed
-    )
+    """Plant canaries in rows, at least one, and scrub them as rows; `found` is by entity."""
+
+    def number(entity: str) -> int:
+        return canaries_of(found.get(entity, 0), config)
+
+    entities = scrubbed_entities(config.pii_profile)
+    canaries = make_canaries(rows, entities, config.languages, number, seed)
     # Neighbours share turns then, which the scrubber looks at once.
     canaries.sort(key=lambda canary: [turn["content"] for turn in canary.messages[::-1]])
     planted = ((None, canary.messages) for canary in canaries)

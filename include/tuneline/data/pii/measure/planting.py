@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
@@ -207,6 +207,7 @@ def measure_register(rows: Sequence[Sequence[Message]]) -> plants.Register:
         across=sum(map(_given_in_pieces, rows)) / len(rows),
         multi_turn=sum(sum(m["role"] == "user" for m in row) > 1 for row in rows) / len(rows),
         garbled=_near(garbled, mails, plants.Register.garbled),
+        codes=sum(any(map(_is_code, _CODE.finditer(text))) for text in users),
     )
 
 
@@ -246,8 +247,8 @@ class _Planter:
         self.answers = answers if len(answers) >= LEAST_SPOTS else []
         self.likes = likes if len(likes) >= LEAST_SPOTS else []
         self.codes = carriers.codes if kind == "ID_NUMBER" else []
-        codes = len(self.codes) if len(self.codes) >= LEAST_SPOTS else 0
-        self.code_share = codes / (codes + PRIOR)
+        many = len(self.codes) >= LEAST_SPOTS
+        self.code_share = many * register.codes / (register.codes + PRIOR)
         self.loose = self.words.get("loose", {"nouns": {}})
         chat = register.unmarked * register.multi_turn
         self.loose_share = _LOOSE * chat if kind in self.loose["nouns"] else 0.0
@@ -393,10 +394,10 @@ def make_canaries(
     rows: Sequence[Sequence[Message]],
     entities: Sequence[str],
     languages: Sequence[str],
-    per_kind: int,
+    numbers: Callable[[str], int],
     seed: str,
 ) -> list[Canary]:
-    """Make `per_kind` canaries of each kind and language from rows with a user's turn."""
+    """Make a number of canaries for each entity, by kind and language, from users' turns."""
     spoken = [name for name in languages if name in plants.phrases()] or [plants.ENGLISH]
     register = measure_register(rows)
     carriers = find_carriers(rows, spoken, Random(f"{seed}:rows"))  # noqa: S311 - no secret
@@ -405,5 +406,5 @@ def make_canaries(
         # Each has its own generator, so that adding one does not change the others.
         draw = Random(f"{seed}:{plants.group_name(kind, language)}")  # noqa: S311 - no secret
         planter = _Planter(kind, language, register, carriers, draw)
-        canaries += [planter.plant() for _ in range(per_kind)]
+        canaries += [planter.plant() for _ in range(numbers(plants.entity_of(kind)))]
     return canaries

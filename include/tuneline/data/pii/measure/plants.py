@@ -47,6 +47,8 @@ class Register:
     multi_turn: float = 0.0
     # Of e-mail addresses that are spaced, spelled or lack a sign.
     garbled: float = 0.2
+    # Number of turns with a code of letters and digits.
+    codes: int = 0
 
 
 @dataclass(frozen=True)
