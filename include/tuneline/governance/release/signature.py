@@ -26,13 +26,11 @@ from tuneline.errors import UserError, first_line
 from tuneline.store import CorruptObject, NotThere, Store
 
 SIGNATURE = "model.sig"
-# The name of the format in the manifest, with the kind of the signer.
-_FORMAT = "OpenSSF Model Signing 1.0, {}"
+# The name of the format in the manifest.
+_FORMAT = "OpenSSF Model Signing 1.0, elliptic key"
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 # Files of a release are hashed one by one.
 _HASH = "sha256"
-# Characters of a token that are never shown; a reason that holds them is cut.
-_MIN_TOKEN = 8
 _OPENSSL = "openssl ecparam -name prime256v1 -genkey -noout"
 
 
@@ -44,7 +42,7 @@ def stated(governance: GovernanceConfig) -> dict[str, str] | None:
 def public_part(private_key: Path) -> dict[str, str]:
     """Return what a manifest says of a signature by a key, with the hash of the public key."""
     key = _private(private_key)
-    form = {"format": _FORMAT.format("elliptic key"), "file": SIGNATURE}
+    form = {"format": _FORMAT, "file": SIGNATURE}
     return {**form, "public_key_sha256": _fingerprint(key.public_key())}
 
 
