@@ -150,7 +150,6 @@ def test_names_that_a_step_left_are_read_again(data_lab):
     name = "pii_scrubbing.values_found_again_at_least"
     assert name not in broken(lab.audit())
     record = lab.audit(lambda rows: [named([row])[0] for row in rows])
-    assert value(record, name) > 0.5
     assert name in broken(record)
     assert status(lab.run, "pii_scrubbing").verdict == "fail"
 
