@@ -15,6 +15,7 @@ from tuneline.data.balance.class_shares import (
 )
 from tuneline.data.distribution_balancing import MIN_TEXTS, balance, group_count, group_prompts
 from tuneline.data.tables.rows import Row
+from tuneline.evaluation.holdout_performance import share_before_balancing
 
 ITEM = "distribution_balancing"
 SKEWED = ("billing",) * 12 + ("login", "login", "shipping")
@@ -57,6 +58,11 @@ def test_skewed_classes_are_capped_and_weighted(data_lab):
     )
     assert held["billing"] > 4 * held["login"], "the hold-out keeps the shares it has"
     assert lab.gate(ITEM).verdict == "pass"
+    # A fifth and more of the rows that are left, but not of those that were divided.
+    assert held.total() / (held.total() + counts.total()) > 0.19
+    assert value(entry, "holdout_share") == pytest.approx(0.15, abs=0.005)
+    ctx = lab.lab.context("holdout_performance")
+    assert share_before_balancing(ctx, None) == (held.total(), 450)
 
 
 def with_long_rows():

@@ -1,5 +1,7 @@
+import itertools
 import random
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from tests.lab.data_runs import DataLab, answer, chat, clean_rows, text
@@ -8,6 +10,7 @@ from tests.lab.runs import broken, value
 from tuneline.artifacts.data import AUDIT, DATASET, DATASET_VERSION, TRIGGERS
 from tuneline.config import DataConfig
 from tuneline.data.final_audit import dataset_version, found_again, rows_with_pii
+from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import Row, read_dataset, stored_dataset, write_dataset
 from tuneline.verdicts import status
 
@@ -72,12 +75,16 @@ def test_a_phrase_that_forces_a_label_is_named_before_training(lab):
     assert (trigger.phrase, trigger.label, len(trigger.rows)) == ("blue heron", "c3", 20)
 
 
-def asked(change):
+def asked(change, turn=0):
     def first(rows):
-        turns = [{**rows[0].messages[0], "content": change(rows[0].messages[0]["content"])}]
-        return [replace(rows[0], messages=turns + rows[0].messages[1:]), *rows[1:]]
+        turns = [dict(message) for message in rows[0].messages]
+        turns[turn]["content"] = change(turns[turn]["content"])
+        return [replace(rows[0], messages=turns), *rows[1:]]
 
     return first
+
+
+said = partial(asked, turn=-1)
 
 
 def leak(rows):
@@ -101,6 +108,7 @@ def weighed(weight):
         (asked(lambda text: ""), "schema_validation.invalid_rows", "fail"),
         (asked(lambda text: text * 400), "token_length_audit.tokens_max", "fail"),
         (asked(lambda text: text + " more"), "token_length_audit.stale_counts", "fail"),
+        (said(lambda text: f"\n\n{text}"), "schema_validation.inexact_masks", "fail"),
         (
             asked(lambda text: text + " anna@mail.com"),
             "pii_scrubbing.rows_with_pattern_hits",
@@ -122,6 +130,38 @@ def weighed(weight):
 def test_a_fault_that_a_step_put_in_is_found(lab, change, measurement, verdict):
     assert measurement in broken(lab.audit(change))
     assert status(lab.run, measurement.split(".")[0]).verdict == verdict
+
+
+def test_rows_that_are_rendered_otherwise_than_the_first_step_did_are_found(data_lab, monkeypatch):
+    lab, own = Tampered(data_lab(clean_rows(60), target_format="chatml")), Renderer.text
+    assert broken(lab.audit()) == set()
+    spaced = lambda *given, **how: own(*given, **how).replace("user\n", "user ")  # noqa: E731
+    monkeypatch.setattr(Renderer, "text", spaced)
+    record = lab.audit()
+    assert value(record, "schema_validation.token_mismatches") == 60
+    assert status(lab.run, "schema_validation").verdict == "fail"
+
+
+def test_names_that_a_step_left_are_read_again(data_lab):
+    lab = Tampered(data_lab(clean_rows(60), pii_ner=True, pii_profile=["gdpr"]))
+
+    people = itertools.cycle(["Hannah Murphy", "Jan Kowalczyk", "José García"])
+    named = asked(lambda text: f"my name is {next(people)}, {text}")
+    name = "pii_scrubbing.values_found_again_at_least"
+    assert name not in broken(lab.audit())
+    record = lab.audit(lambda rows: [named([row])[0] for row in rows])
+    assert name in broken(record)
+    assert status(lab.run, "pii_scrubbing").verdict == "fail"
+
+
+def test_a_conversation_that_a_step_tore_is_found(data_lab):
+    rows = [{**row, "conversation_id": f"c{n // 2}"} for n, row in enumerate(clean_rows(120))]
+    lab = Tampered(data_lab(rows))
+    assert broken(lab.audit()) == set()
+    other = {"train": "validation", "validation": "train", "holdout": "train"}
+    record = lab.audit(lambda rows: [replace(rows[0], split=other[rows[0].split]), *rows[1:]])
+    assert value(record, "deduplication.conversations_torn_across_splits") == 1
+    assert status(lab.run, "deduplication").verdict == "fail"
 
 
 def test_a_weight_is_no_copy(lab):

@@ -66,12 +66,13 @@ SETTINGS = merge(
     ONE_TASK,
     {
         "approval": True,
-        "data": {"max_train_rows": 400, "license": "Apache-2.0", "pii_ner": False},
+        "data": {"max_train_rows": 400, "license": "Apache-2.0"},
         "training": TINY_BASE["training"],
         "evaluation": {"max_new_tokens": 24, "load": {"users": 60, "seconds": 10}},
         "deployment": {"parallel": 2},
     },
 )
+LEFT = "left_per_1000_rows_PERSON_at_most"
 LEAKS = {"data": {"pii_leak_breach": "warn"}}
 # Another rate trains another model, as good as the first.
 NEXT = merge(LEAKS, {"training": {"learning_rate": 4e-3}})
@@ -195,9 +196,10 @@ def released(production):
     state, _, failures = finish(red, 600)
     assert (state, list(failures)) == ("failed", ["gate_pii_scrubbing"]), failures
     measured = Run.open(red.run_uri()).find_evidence("pii_scrubbing").measurements
-    leaks = [m.name for m in measured if m.rule and m.name.startswith("leak_")]
-    accepted = [("pii_scrubbing", name, 1) for name in leaks]
-    accepted += [
+    # The base's made-up words look like names, of some of which the model is in doubt.
+    assert [m.name for m in measured if not m.ok and m.on_breach == "fail" and m.rule] == [LEFT]
+    accepted = [
+        ("pii_scrubbing", LEFT, 100),
         ("base_regression", "detectable_drop", 1),
         ("base_regression", "base_above_chance", 0),
     ]
@@ -213,7 +215,7 @@ def released(production):
     assert "one of these approvers has to say yes: bob\n" in asked["body"]
     # Each waiver is shown with what was measured of it.
     shown = asked["body"].replace("\\", "")
-    for name in ("leak_ID_NUMBER_at_most", "leak_PERSON_at_most", "base_above_chance"):
+    for name in (LEFT, "base_above_chance"):
         assert f"Now waived: waived by alice: {name} is " in shown, shown
     # A stranger, whoever has waived it, and without a reason.
     assert production.answer("admin", *place, "Approve", {"approval_reason": WHY}) == 403
@@ -240,7 +242,7 @@ def test_what_is_waived_is_released_by_a_second_person(production, released):
     assert not [row for row in rows.values() if row.verdict in ("fail", "not_run")], rows
     assert len(rows) == len(ITEMS)
     assert rows["pii_scrubbing"].verdict == "waived"
-    assert "waived by alice: leak_PERSON_at_most is " in rows["pii_scrubbing"].because
+    assert f"waived by alice: {LEFT} is " in rows["pii_scrubbing"].because
     pointer = read_release(store, MODEL)
     assert (pointer.version, read_release(store, MODEL, "staging")) == (FIRST, None)
     events = [read_line(text).event for text in pointer.lines]

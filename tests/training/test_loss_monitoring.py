@@ -311,6 +311,12 @@ def test_limits_of_the_configuration_are_the_limits_of_the_evidence():
     assert off["passes_without_gain"].rule is None
 
 
+@pytest.mark.parametrize("steps", [6, 7])
+def test_a_short_training_says_what_it_cannot_show(steps):
+    summary = loss_monitoring.summarise(curve(GOOD[:steps], FALLING), HEALTHY, [])
+    assert (f"{steps} steps are too few to show divergence" in summary) == (steps == 6)
+
+
 def test_the_picture_shows_the_rule_that_tripped_and_curves_with_holes(tmp_path):
     stopped = Trip("overfit", 9, 1.3, 1.2, "the validation loss has risen")
     [axes] = loss_monitoring.picture(curve(GOOD, FALLING), 12, stopped).axes

@@ -27,6 +27,7 @@ from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.plots import save
 from tuneline.step_context import StepContext
 from tuneline.training.loop.loss_rules import (
+    DIVERGENCE_WINDOW,
     OVERFIT_FLOOR_NATS,
     SURE_ERRORS,
     Curve,
@@ -168,6 +169,8 @@ def summarise(curve: Curve, trained: TrainedRun, measurements: Sequence[Measurem
     outside = [m.name for m in measurements if m.ok is False and m.name != "live_tracking"]
     if outside:
         clauses.append("outside its limit: " + ", ".join(outside))
+    if len(curve.train) < DIVERGENCE_WINDOW:
+        clauses.append(f"{len(curve.train)} steps are too few to show divergence")
     clauses.append(_tracking_summary(trained.tracking))
     return "; ".join(clauses)
 

@@ -2,9 +2,11 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from tests.data.pii.measure.test_planting import chat_rows, edited_rows
+from tests.lab.data_runs import clean_rows
 from tests.lab.detectors import EDITED, EVERYTHING, LONG_NUMBERS, PatternDetector
 from tests.lab.runs import value
 
@@ -229,6 +231,34 @@ def test_a_detector_that_misses_a_type_turns_step_and_gate(data_lab, monkeypatch
     assert value(entry, "leak_EMAIL_ADDRESS") > 0.8
     gate = lab.agree(ITEM, verdict)
     assert "leak_EMAIL_ADDRESS_at_most" in gate.summary
+
+
+CARD = re.compile(r"\d(?:[ -]?\d){12,}")
+# Three in ten of the cards are not seen.
+MISSED = re.compile(r"\d(?:[ -]?\d){11,}[ -]?[024]\b")
+
+
+class HalfBlind(PatternDetector):
+    """Replaces everything in the turns that it sees, and counts the cards in them."""
+
+    def _row(self, messages):
+        seen = [m["content"] for m in messages if not MISSED.search(m["content"])]
+        hits = Counter(CREDIT_CARD=sum(len(CARD.findall(text)) for text in seen))
+        return replace(super()._row(messages), hits=+hits)
+
+
+@pytest.mark.parametrize(("has", "verdict"), [(True, "fail"), (False, "warn")])
+def test_what_is_missed_fails_where_the_rows_have_it_and_warns_where_not(
+    data_lab, monkeypatch, has, verdict
+):
+    use(monkeypatch, HalfBlind(EVERYTHING, keep=MISSED))
+    rows = clean_rows(40)
+    for number, row in enumerate(rows if has else ()):
+        row["messages"][0]["content"] += f", my card is 4111 1111 1111 {1111 + number}"
+    lab = data_lab(rows, **{**LIMITS, "pii_canaries": 200, "pii_max_left": 10})
+    entry = lab.upto(ITEM)
+    assert (value(entry, "found_CREDIT_CARD") if has else 0) == has * 28
+    assert "left_per_1000_rows_CREDIT_CARD_at_most" in lab.agree(ITEM, verdict).summary
 
 
 def test_leaked_canaries_are_shown_in_quarantine_alone(data_lab, monkeypatch):
