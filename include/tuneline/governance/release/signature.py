@@ -81,9 +81,9 @@ def signature_difference(
         return [f"{uri} is missing: the release is not signed"], []
     if public_key is None:
         return [], [f"{uri} was not checked: give the public key"] if there else []
-    config = _verifier(public_key)
     if (manifest.signature or {}).get("public_key_sha256") != _fingerprint(_public(public_key)):
         return [f"{uri} is by another key than {public_key}"], []
+    config = _verifier(public_key)
     try:
         signature = store.get_bytes(f"{prefix}/{SIGNATURE}")
     except CorruptObject as error:
@@ -96,8 +96,8 @@ def signature_difference(
 
 def require_usable(public_key: Path) -> None:
     """Refuse a key by which nothing can be verified here."""
-    _verifier(public_key)
     _public(public_key)
+    _verifier(public_key)
 
 
 def _verifier(public_key: Path) -> Any:
