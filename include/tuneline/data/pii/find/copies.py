@@ -2,22 +2,21 @@
 
 A value of a JSON answer, or an argument of a tool, says nothing about itself ("clio"): where it is
 copied from an earlier turn, it is marked as it is there. Any other value that was found is marked
-wherever it stands again, as whole words in any case. Where a value is a part of a longer one, the
-longer one is cut, so that each part gets one surrogate in every turn.
+wherever it, or a telling part of it, stands again, as whole words in any case; surrogates are drawn
+word by word, so that each part gets one surrogate in every turn.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from os.path import commonprefix
 from typing import NamedTuple
 
-from tuneline.data.pii.find.entities import PLACES, Hit
+from tuneline.data.pii.find.entities import PLACES, Hit, resolve
 from tuneline.data.pii.find.token_model import UNSPACED, Word
 from tuneline.machine.linear_pattern import LinearPattern
 from tuneline.machine.redaction import SECRETS
@@ -25,16 +24,14 @@ from tuneline.machine.redaction import SECRETS
 _WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 # A string or a number that is a value in JSON.
 _VALUE = LinearPattern(r'(?:[:,]\s?|\[)("[^"]*"|-?\d[\d.]*)')
-# Places of a word in a row that are compared, longer values that hold it, and words of a value.
-_MOST_PLACES, _MOST_VALUES, _MOST_WORDS = 64, 16, 24
+# Places of a word in a row that are compared.
+_MOST_PLACES = 64
 # A word of at most this many characters, or a number of fewer digits, may repeat by chance.
 _SHORT = 3
 # What a model finds in one turn counts in all, and so does a number of so many digits.
 _SURE, _LONG_NUMBER = frozenset({"PERSON", "EMAIL_ADDRESS", "URL", "LOCATION"}), 6
-# Names and numbers get surrogates word by word, so that a part follows the whole; these are cut.
 _DATES = frozenset({"DATE", "BIRTH_DATE"})
-_CUT = PLACES - {"POSTAL_CODE"} | _DATES
-# Surrogates of these are drawn whole.
+# Surrogates of all others are drawn word by word, so that a part follows the whole.
 _WHOLE = frozenset({"EMAIL_ADDRESS", "URL", "IP_ADDRESS", "MAC_ADDRESS", *SECRETS})
 Key = tuple[str, ...]
 
@@ -88,20 +85,14 @@ class Piece:
             if begin < end:
                 yield begin, end, hit
 
-    def cut_at(self, border: int) -> tuple[int, int, Hit] | None:
-        """Return the hit that goes on over a border before a word."""
+    def cuts(self, border: int) -> bool:
+        """Return True if a value that is drawn whole goes on over a border before a word."""
         found = next(self.marked(border - 1, border), None) if border else None
-        return found if found is not None and found[1] > border else None
+        return found is not None and found[1] > border and found[2].entity in _WHOLE
 
     def hit_of(self, first: int, last: int, entity: str) -> Hit:
         """Return a hit of some words."""
         return Hit(self._starts[first], self._ends[last - 1], entity)
-
-    def place_of(self, first: int, last: int) -> str | None:
-        """Return which part of an address a model takes some words for, None if it knows none."""
-        kinds = Counter(filter(None, map(self._kinds.get, self._starts[first:last])))
-        found = max(kinds, key=lambda kind: (kinds[kind], kind), default=None)
-        return found if found is None or found in PLACES else "STREET_ADDRESS"
 
     def named(self, at: int, kinds: frozenset[str] = frozenset({"PERSON"})) -> bool:
         """Return True if a model knows a word as a name, or it has a capital within a sentence."""
@@ -140,17 +131,13 @@ class Places:
                 yield copy
 
     def _copy(self, piece: Piece, first: int, last: int) -> Copy | None:
-        """Return where words come from: where no hit is cut, if so, and as late as may be.
-
-        What would cut a value that is drawn whole, such as an e-mail address, is no copy.
-        """
-        found: list[tuple[int, int, int, Copy]] = []
-        for source, start in self._of(piece.said[first:last], piece.turn):
-            borders = (source.cut_at(start), source.cut_at(start + last - first))
-            cut = [hit.entity for *_, hit in filter(None, borders)]
-            if _WHOLE.isdisjoint(cut):
-                found.append((len(cut), -source.turn, len(found), Copy(first, last, source, start)))
-        return min(found)[-1] if found else None
+        """Return where words come from, as late as may be; a part of an e-mail is no copy."""
+        copies = (
+            Copy(first, last, source, start)
+            for source, start in self._of(piece.said[first:last], piece.turn)
+            if not source.cuts(start) and not source.cuts(start + last - first)
+        )
+        return max(copies, key=lambda copy: copy.source.turn, default=None)
 
     def own_words(self, piece: Piece) -> Iterator[Word]:
         """Yield a model's words but copies and short numbers that no turn before marks."""
@@ -182,27 +169,14 @@ class Places:
 
 def agree(pieces: Sequence[Piece]) -> None:
     """Mark each value wherever it stands in a row, and each copy as what it was copied from."""
-    for piece in pieces:
-        for copy in piece.copies:
-            _carry_back(piece, copy)
     values = _Values(pieces)
     for piece in pieces if values.entities else ():
-        piece.hits = values.mark(piece)
+        piece.hits = resolve([*piece.hits, *values.again(piece)])
     for piece in pieces:
         copied = piece.copied()
         own = [h for at, end, h in piece.marked() if copied.isdisjoint(range(at, end))]
         made = [hit for copy in piece.copies for hit in _projected(piece, copy)]
         piece.hits = sorted([*own, *made], key=lambda hit: hit.start)
-
-
-def _carry_back(piece: Piece, copy: Copy) -> None:
-    """Mark what has a form in a copy where it was copied from, if nothing is marked there."""
-    source, by = copy.source, copy.start - copy.first
-    for first, last, hit in piece.marked(copy.first, copy.last):
-        low, high = max(first, copy.first) + by, min(last, copy.last) + by
-        if not any(source.marked(low, high)):
-            made = source.hit_of(low, high, hit.entity)
-            source.hits = sorted([*source.hits, made], key=lambda other: other.start)
 
 
 def _projected(piece: Piece, copy: Copy) -> Iterator[Hit]:
@@ -214,146 +188,50 @@ def _projected(piece: Piece, copy: Copy) -> Iterator[Hit]:
 
 
 class _Values:
-    """The values of a row by their words, cut so that none is a part of another."""
+    """The values of a row by their words, and which words follow each other in them."""
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
         self.entities: dict[Key, str] = {}
-        self._first: dict[Key, tuple[Piece, int]] = {}
+        # Words of values whose surrogates are drawn word by word.
+        self._parts: dict[str, str] = {}
+        self._pairs: set[tuple[str, str]] = set()
         # Values of one word, as they are written.
         self._written: set[str] = set()
         for piece in pieces:
             for first, last, hit in piece.marked():
                 key = piece.said[first:last]
                 self.entities.setdefault(key, hit.entity)
-                self._first.setdefault(key, (piece, first))
+                self._pairs.update(pairwise(key))
+                if hit.entity not in _WHOLE:
+                    self._parts |= dict.fromkeys(key, hit.entity) | self._parts
                 if last - first == 1:
                     self._written.add(piece.text[hit.start : hit.end])
-        self._names: dict[Key, str] = {
-            (word,): entity
-            for key, entity in self.entities.items()
-            for word in key
-            if entity == "PERSON" and len(word) >= _SHORT
-        }
-        cuts = self._cuts(pieces)
-        self._parts = {key: [*self._parts_of(key, cuts[key])] for key in cuts}
-        for key, parts in self._parts.items():
-            self.entities.update((key[first:last], entity) for first, last, entity in parts)
         # A number may be written in one word.
-        self._anywhere: dict[Key, str] = {
-            ("".join(key),): entity for key, entity in self.entities.items()
-        }
-        self._anywhere |= self.entities | self._names
-        self._sizes = _sizes(self._anywhere)
+        self.entities = {("".join(key),): e for key, e in self.entities.items()} | self.entities
 
-    def _cuts(self, pieces: Sequence[Piece]) -> dict[Key, set[int]]:
-        """Return before which of its words each longer value is cut."""
-        cuts: defaultdict[Key, set[int]] = defaultdict(set)
-        for copy in (copy for piece in pieces for copy in piece.copies):
-            for border in (copy.start, copy.start + copy.last - copy.first):
-                if found := copy.source.cut_at(border):
-                    first, last, _ = found
-                    cuts[copy.source.said[first:last]].add(border - first)
-        for key, first, last in [*self._shared(pieces)]:
-            cuts[key] |= {first, last}
-            # Where nothing is cut, the words that stand elsewhere are a value as well.
-            self.entities.setdefault(key[first:last], self.entities[key])
-        made = {key: at for key, at in cuts.items() if self.entities[key] in _CUT}
-        # A part may be one of another value as well.
-        parts = {
-            key[i:j] for key, at in made.items() for i, j in pairwise(sorted({0, *at, len(key)}))
-        }
-        sizes = _sizes(parts)
-        for key in self._first.keys() if parts else ():
-            for at, size in _found(key[:_MOST_WORDS], parts, sizes):
-                if size < len(key) and self.entities[key] in _CUT:
-                    made.setdefault(key, set()).update({at, at + size})
-        return made
+    def again(self, piece: Piece) -> Iterator[Hit]:
+        """Yield where values, or telling parts of them, stand in a piece."""
+        first = 0
+        for last in range(1, len(piece.said) + 1):
+            if piece.said[last - 1 : last + 1] not in self._pairs:
+                key = piece.said[first:last]
+                entity = self.entities.get(key) or next(
+                    (self._parts[word] for word in key if word in self._parts), None
+                )
+                if entity and self._counts(piece, first, last, entity):
+                    yield piece.hit_of(first, last, entity)
+                first = last
 
-    def _shared(self, pieces: Sequence[Piece]) -> Iterator[tuple[Key, int, int]]:
-        """Yield longer values, with the words of each that another turn has without the rest."""
-        places: defaultdict[str, list[tuple[Key, int]]] = defaultdict(list)
-        for key, entity in self.entities.items():
-            for at, word in enumerate(
-                key[:_MOST_WORDS] if entity not in _WHOLE | _DATES | {"PERSON"} else ()
-            ):
-                places[word].append((key, at))
-        for piece in pieces if places else ():
-            owner = {at: (i, j) for i, j, _ in piece.marked() for at in range(i, j)}
-            copied = piece.copied()
-            for at, word in enumerate(piece.said):
-                own = owner.get(at, (at, at))
-                for key, start in places.get(word, ())[:_MOST_VALUES]:
-                    if self._first[key][0].turn == piece.turn:
-                        continue
-                    said = piece.said[at : at + _MOST_WORDS]
-                    run = commonprefix([said, key[start:]])  # noqa: RUF071 - words, no paths
-                    whole = (at, at + len(run)) == own
-                    apart = len(run) < len(key) and piece.said[slice(*own)] != key
-                    if apart and at not in copied and (whole or piece.telling(at, at + len(run))):
-                        yield key, start, start + len(run)
-
-    def _parts_of(self, key: Key, cuts: set[int]) -> Iterator[tuple[int, int, str]]:
-        """Yield the parts of a cut value; what is no part of an address is none."""
-        piece, begin = self._first[key]
-        for first, last in pairwise(sorted({0, *cuts, len(key)})):
-            entity = self._names.get(key[first:last], self.entities[key])
-            if entity in PLACES:
-                entity = piece.place_of(begin + first, begin + last) or ""
-            if entity:
-                yield first, last, entity
-
-    def mark(self, piece: Piece) -> list[Hit]:
-        """Return where values stand in a piece: its hits, cut as values are, and all others."""
-        found: list[Hit] = []
-        taken: set[int] = set()
-
-        def take(key: Key, at: int, entity: str, hit: Hit | None = None) -> None:
-            taken.update(range(at, at + len(key)))
-            for first, last, kind in self._parts.get(key, ()):
-                found.append(piece.hit_of(at + first, at + last, kind))
-            if key not in self._parts:
-                made = hit or piece.hit_of(at, at + len(key), entity)
-                found.append(Hit(made.start, made.end, entity))
-
-        own = {(first, last): hit for first, last, hit in piece.marked()}
-        places = _found(piece.said, self._anywhere, self._sizes)
-        for at, size in sorted(places, key=lambda place: -place[1]):
-            key, span = piece.said[at : at + size], (at, at + size)
-            again = span in own or self._counts(piece, at, key)
-            cut = piece.cut_at(at) or piece.cut_at(at + size)
-            if again and cut is None and taken.isdisjoint(range(*span)):
-                take(key, at, self._anywhere[key], own.get(span))
-        for (first, last), hit in own.items():
-            if taken.isdisjoint(range(first, last)):
-                take(piece.said[first:last], first, hit.entity, hit)
-        return sorted(found, key=lambda hit: hit.start)
-
-    def _counts(self, piece: Piece, at: int, key: Key) -> bool:
-        """Return True if a value that stands somewhere again is no accident."""
-        written = piece.hit_of(at, at + 1, "")
-        if len(key) > 1 or (
-            len(key[0]) > 1 and piece.text[written.start : written.end] in self._written
-        ):
+    def _counts(self, piece: Piece, first: int, last: int, entity: str) -> bool:
+        """Return True if a value, or a part of one, that stands somewhere again is no accident."""
+        key = piece.said[first:last]
+        if entity in _WHOLE or (key in self.entities and len(key) > 1):
+            return key in self.entities
+        written = piece.hit_of(first, last, "")
+        if len(key[0]) > 1 and piece.text[written.start : written.end] in self._written:
             return True
-        if self._anywhere[key] == "PERSON":
-            return piece.named(at)
-        return len(key[0]) > _SHORT or piece.named(at, PLACES)
-
-
-def _sizes(keys: Iterable[Key]) -> dict[str, list[int]]:
-    """Return the numbers of words of values by their first word."""
-    sizes: defaultdict[str, set[int]] = defaultdict(set)
-    for key in keys:
-        if len(key) <= _MOST_WORDS:
-            sizes[key[0]].add(len(key))
-    return {word: sorted(some) for word, some in sizes.items()}
-
-
-def _found(
-    said: Sequence[str], keys: Collection[Key], sizes: Mapping[str, Sequence[int]]
-) -> Iterator[tuple[int, int]]:
-    """Yield where values begin in some words, and how many words they have."""
-    for at, word in enumerate(said):
-        for size in sizes.get(word, ()):
-            if tuple(said[at : at + size]) in keys:
-                yield at, size
+        if entity == "PERSON":
+            return any(piece.named(at) for at in range(first, last))
+        if key in self.entities:
+            return len(key[0]) > _SHORT or piece.named(first, PLACES)
+        return piece.telling(first, last) and (entity not in _DATES or len(key) > 1)

@@ -12,7 +12,7 @@ from itertools import chain, pairwise
 from tuneline.data.pii.find.copies import Piece, Places, agree
 from tuneline.data.pii.find.custom import CustomRecognisers
 from tuneline.data.pii.find.dialogue import answers, birth_dates_in, expected
-from tuneline.data.pii.find.entities import ENTITIES, PLACES, Hit, Settings
+from tuneline.data.pii.find.entities import PLACES, Hit, Settings, resolve
 from tuneline.data.pii.find.identifiers import find_identifiers, name_number
 from tuneline.data.pii.find.models import EntityModel, load_entity_model
 from tuneline.data.pii.find.patterns import find_patterns
@@ -57,9 +57,6 @@ _YEAR = re.compile(r"(?:19|20)\d\d")
 REMEMBERED, LONGEST = 20_000, 2_000
 # A short number as an answer, of which nothing but the turns before can say what it is.
 _NUMBER = re.compile(r"-?[\d.]{1,8}")
-# What a team's own recogniser finds is more than a number.
-_RANK = {entity: rank for rank, entity in enumerate(ENTITIES)}
-_OF_A_TEAM = _RANK["ID_NUMBER"] - 0.5
 
 
 class Detector:
@@ -322,16 +319,3 @@ def _run(text: str, run: Sequence[Word]) -> Iterator[Hit]:
     else:
         number = _group(run[0]) == "number"
         yield Hit(start, end, name_number(text, start, end) if number else run[0].entity)
-
-
-def resolve(hits: Iterable[Hit]) -> list[Hit]:
-    """Return hits without overlaps, in order."""
-    merged: list[Hit] = []
-    for hit in sorted(set(hits), key=lambda h: (h.start, -h.end)):
-        if merged and hit.start < merged[-1].end:
-            last = merged[-1]
-            first = min(last, hit, key=lambda h: (_RANK.get(h.entity, _OF_A_TEAM), h.start - h.end))
-            merged[-1] = Hit(last.start, max(last.end, hit.end), first.entity)
-        else:
-            merged.append(hit)
-    return merged

@@ -32,6 +32,9 @@ ENTITIES = (
 )
 # Parts of an address.
 PLACES = frozenset({"STREET_ADDRESS", "LOCATION", "POSTAL_CODE"})
+# What a team's own recogniser finds is more than a number.
+_RANK = {entity: rank for rank, entity in enumerate(ENTITIES)}
+_OF_A_TEAM = _RANK["ID_NUMBER"] - 0.5
 # Ordinary content unless a profile demands them: 45 CFR 164.514(b)(2)(i) removes all elements of
 # dates but the year, geographic units smaller than a state, web addresses and ages over 89.
 DEMANDED_ONLY = frozenset({"URL", "DATE", "POSTAL_CODE", "AGE_OVER_89", "PERSON", "LOCATION"})
@@ -69,6 +72,19 @@ def uncovered_languages(config: DataConfig) -> dict[str, str]:
         for language in sorted(set(config.languages))
         if usual and language not in MEASURED
     }
+
+
+def resolve(hits: Iterable[Hit]) -> list[Hit]:
+    """Return hits without overlaps, in order."""
+    merged: list[Hit] = []
+    for hit in sorted(set(hits), key=lambda h: (h.start, -h.end)):
+        if merged and hit.start < merged[-1].end:
+            last = merged[-1]
+            first = min(last, hit, key=lambda h: (_RANK.get(h.entity, _OF_A_TEAM), h.start - h.end))
+            merged[-1] = Hit(last.start, max(last.end, hit.end), first.entity)
+        else:
+            merged.append(hit)
+    return merged
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,15 @@ from tuneline.config import DataConfig
 from tuneline.config.data import RAMPART
 from tuneline.data.conversations.answers import map_texts
 from tuneline.data.conversations.languages import foreign_language, likeliest
-from tuneline.data.pii.find.detector import Detector, resolve
-from tuneline.data.pii.find.entities import ENTITIES, MEASURED, Hit, Settings, scrubbed_entities
+from tuneline.data.pii.find.detector import Detector
+from tuneline.data.pii.find.entities import (
+    ENTITIES,
+    MEASURED,
+    Hit,
+    Settings,
+    resolve,
+    scrubbed_entities,
+)
 from tuneline.data.pii.find.models import model_directories
 from tuneline.data.pii.find.texts import Shared, escapes, said, shared_parts, texts_of
 from tuneline.data.pii.replace.surrogates import Surrogates

@@ -81,11 +81,9 @@ class Surrogates:
     given: dict[tuple[str, str], str] = field(default_factory=dict)
     # Entity of each value, by its letters and digits.
     kinds: dict[str, str] = field(default_factory=dict)
-    # Entity of each surrogate in use, and the word that takes a word's place in names.
+    # Entity of each surrogate in use, and the word that takes a word's place in any value.
     values: dict[str, str] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
-    # What takes a word's place in a longer number.
-    numbers: dict[str, str] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
     # Tokens that no surrogate may have.
     avoided: set[str] = field(default_factory=set)
 
@@ -104,14 +102,18 @@ class Surrogates:
         return self.given[key]
 
     def _drawn(self, entity: str, value: str) -> str:
+        pieces = _WORD.findall(value.casefold())
+        if pieces and entity in _BY_WORD - self.masked and self.words.keys() >= {*pieces}:
+            made = _WORD.sub(lambda word: cased(self.words[word[0].casefold()], word[0]), value)
+            return cased(made, value)  # a part follows the whole
         self.avoid([(entity, value)])
         for attempt in range(_DRAWS if entity in _MAKERS.keys() - self.masked else 0):
             draw = partial(self._draw, entity, attempt)
             made = cased(_MAKERS[entity](self, draw, value), value)
             if made.casefold() != value.casefold() and not tokens(made, entity) & self.avoided:
-                words = [_WORD.findall(text.casefold()) for text in (value, made)]
-                if len(words[0]) == len(words[1]):
-                    self.numbers = dict(zip(*words, strict=True)) | self.numbers
+                words = _WORD.findall(made)
+                if len(words) == len(pieces):
+                    self.words = dict(zip(pieces, words, strict=True)) | self.words
                 return made
         return f"[{entity}]"
 
@@ -146,31 +148,24 @@ def other_chars(number: int, value: str) -> str:
     return _CHAR.sub(other, value)
 
 
-def _person(row: Surrogates, draw: Draw, value: str) -> str:
-    """Return another name; the same word gets the same one, and no two people share one."""
-    last = max((m.start() for m in _NAME.finditer(value) if m[0].isalpha()), default=0) or None
+def _names(row: Surrogates, draw: Draw, value: str, first: str, last: str) -> str:
+    """Return other words; the same word gets the same one, and no two people share one."""
+    end = max((m.start() for m in _NAME.finditer(value) if m[0].isalpha()), default=0) or None
 
     def other(match: re.Match[str]) -> str:
         piece, number = match[0], draw(match[0])
-        if piece.isdecimal() or len(piece) < 3:
-            return other_chars(number, piece)
         if (word := piece.casefold()) in _KEPT:
             return piece
-        if word not in row.names:
-            names = words_of(row.language, "last_name" if match.start() == last else "first_name")
+        if word not in row.words and (piece.isdecimal() or len(piece) < 3):
+            return other_chars(number, piece)
+        if word not in row.words:
+            names = words_of(row.language, last if match.start() == end else first)
             free = (names[(number + step) % len(names)] for step in range(len(names)))
-            taken = row.avoided.union(map(str.casefold, row.names.values()))
-            row.names[word] = next((n for n in free if n.casefold() not in taken), names[0])
-        return cased(row.names[word], piece)
+            taken = row.avoided.union(map(str.casefold, row.words.values()))
+            row.words[word] = next((n for n in free if n.casefold() not in taken), names[0])
+        return cased(row.words[word], piece)
 
     return _NAME.sub(other, value)
-
-
-def _street(row: Surrogates, draw: Draw, value: str) -> str:
-    if not re.search(r"[^\W\d_]{3}", value):  # a house number alone
-        return other_chars(draw(value), value)
-    # The same one for "12 Maple St" and "12 Maple Street, Boise".
-    return row.fake(draw("".join(_TOKEN.findall(value)[:2]))).street_address().strip()
 
 
 def _date(row: Surrogates, draw: Draw, value: str, *, same_year: bool = False) -> str:
@@ -202,11 +197,8 @@ def _date(row: Surrogates, draw: Draw, value: str, *, same_year: bool = False) -
 def _number(make: Callable[[int, str], str]) -> _Maker:
     """Return a maker of numbers: what `make` returns for letters and digits stands at their end."""
 
-    def maker(row: Surrogates, draw: Draw, value: str) -> str:
+    def maker(_: Surrogates, draw: Draw, value: str) -> str:
         number, words = draw(value), value.split()
-        pieces = _WORD.findall(value.casefold())
-        if pieces and row.numbers.keys() >= {*pieces}:  # a part follows the whole
-            return _WORD.sub(lambda word: row.numbers[word[0].casefold()], value)
         if len(words) > 1 and not any(map(str.isdecimal, value)):  # a number in words
             value = "0" * len(words)
         bare = "".join(_CHAR.findall(value))
@@ -227,12 +219,12 @@ def _card(number: int, bare: str) -> str:
 _Maker: TypeAlias = Callable[[Surrogates, Draw, str], str]
 # The secrets, and the hits of the user's own recognisers, get a placeholder.
 _MAKERS: dict[str, _Maker] = {
-    "PERSON": _person,
+    "PERSON": partial(_names, first="first_name", last="last_name"),
     "EMAIL_ADDRESS": lambda row, draw, value: row.fake(draw(value)).ascii_safe_email(),
     "BIRTH_DATE": _date,
     "DATE": partial(_date, same_year=True),
-    "STREET_ADDRESS": _street,
-    "LOCATION": lambda row, draw, value: row.fake(draw(value)).city(),
+    "STREET_ADDRESS": partial(_names, first="city", last="city"),
+    "LOCATION": partial(_names, first="city", last="city"),
     "PHONE_NUMBER": _number(
         lambda number, bare: f"{number % 8 + 2}0255501{number // 8 % 100:02d}".rjust(len(bare), "1")
     ),
@@ -252,3 +244,4 @@ _MAKERS: dict[str, _Maker] = {
     "URL": lambda row, draw, value: f"https://www.example.com/{draw(value) % 100_000:05d}",
     "AGE_OVER_89": lambda row, draw, value: "90+",
 }
+_BY_WORD = _MAKERS.keys() - {"EMAIL_ADDRESS", "URL", "IP_ADDRESS", "AGE_OVER_89"}
