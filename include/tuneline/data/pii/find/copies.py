@@ -85,10 +85,10 @@ class Piece:
             if begin < end:
                 yield begin, end, hit
 
-    def cuts(self, border: int) -> bool:
-        """Return True if a value that is drawn whole goes on over a border before a word."""
+    def cut_at(self, border: int) -> str | None:
+        """Return the entity of the hit that goes on over a border before a word."""
         found = next(self.marked(border - 1, border), None) if border else None
-        return found is not None and found[1] > border and found[2].entity in _WHOLE
+        return found[2].entity if found is not None and found[1] > border else None
 
     def hit_of(self, first: int, last: int, entity: str) -> Hit:
         """Return a hit of some words."""
@@ -131,13 +131,16 @@ class Places:
                 yield copy
 
     def _copy(self, piece: Piece, first: int, last: int) -> Copy | None:
-        """Return where words come from, as late as may be; a part of an e-mail is no copy."""
-        copies = (
-            Copy(first, last, source, start)
-            for source, start in self._of(piece.said[first:last], piece.turn)
-            if not source.cuts(start) and not source.cuts(start + last - first)
-        )
-        return max(copies, key=lambda copy: copy.source.turn, default=None)
+        """Return where words come from: where no hit is cut, if so, and as late as may be.
+
+        A part of what is drawn whole, such as an e-mail address, is no copy.
+        """
+        found: list[tuple[bool, int, Copy]] = []
+        for source, start in self._of(piece.said[first:last], piece.turn):
+            cut = {source.cut_at(start), source.cut_at(start + last - first)} - {None}
+            if cut.isdisjoint(_WHOLE):
+                found.append((bool(cut), -source.turn, Copy(first, last, source, start)))
+        return min(found, key=lambda entry: entry[:2])[2] if found else None
 
     def own_words(self, piece: Piece) -> Iterator[Word]:
         """Yield a model's words but copies and short numbers that no turn before marks."""
