@@ -177,9 +177,9 @@ def agree(pieces: Sequence[Piece]) -> None:
         piece.hits = resolve([*piece.hits, *values.again(piece)])
     for piece in pieces:
         copied = piece.copied()
-        own = [h for at, end, h in piece.marked() if copied.isdisjoint(range(at, end))]
+        own = [h for at, end, h in piece.marked() if not copied.issuperset(range(at, end))]
         made = [hit for copy in piece.copies for hit in _projected(piece, copy)]
-        piece.hits = sorted([*own, *made], key=lambda hit: hit.start)
+        piece.hits = resolve([*own, *made])
 
 
 def _projected(piece: Piece, copy: Copy) -> Iterator[Hit]:
