@@ -81,7 +81,6 @@ class UpstreamServer:
         self.sends_usage = True
         # Fields of the usage that it reports instead of the true ones.
         self.false_usage: dict[str, object] = {}
-        # False answers 501, as an engine does that was started without them.
         # Usage of all choices together (vLLM), or of `each`: one after the other in a stream, and
         # only one in a whole answer (llama.cpp).
         self.reports = "all"

@@ -206,8 +206,7 @@ def _trust(arguments: argparse.Namespace) -> Trust | None:
     """Return whose releases are served, checked where this floor alone can."""
     from tuneline.governance.release.verify import SignedBy
 
-    signer = arguments.public_key
-    return None if signer is None else SignedBy(signer)
+    return SignedBy(arguments.public_key) if arguments.public_key else None
 
 
 def _adapter(text: str) -> int | str:

@@ -57,8 +57,8 @@ def test_folders_globs_and_lists(tree):
     [
         ("none.jsonl", "does not exist; check the path"),
         (
-            "sql://me:hunter2@shop/chats",
-            "^sql://…: unknown kind .* written as Parquet first .docs/do/tables.md",
+            "sql://shop/chats",
+            "unknown kind .* written as Parquet first .docs/do/tables.md",
         ),
         ("data/*.tsv", "matches no JSONL, CSV or Parquet file"),
         ("data/.cache/x", "does not exist"),

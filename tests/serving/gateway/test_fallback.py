@@ -54,6 +54,7 @@ LEFT = [
     # Shorter than the window, so it is judged as a whole.
     (STREAM, {"logprob": -2.0, "words": 2}, {}, "low_confidence"),
     (BOTH, {"reply": '{"id": "x"'}, SCHEMED, "invalid_json"),
+    (BOTH, {"reply": "[7]"}, OBJECT, "invalid_json"),
 ]
 # The prompt is not read, or not to the end.
 UNREAD = {"connect_error", "upstream_5xx", "upstream_busy", "upstream_refused", "context_overflow"}
@@ -104,7 +105,10 @@ def test_older_completions_are_judged_and_left_too(start, small, large, stream):
         ({"stream_window_tokens": 3}, {}, {}, True),
         # What nobody knows is not low, and a form is judged where one was asked for.
         ({}, {"sends_logprobs": False}, {}, False),
-        ({}, {"reply": '{"id": 7}'}, SCHEMED, False),
+        ({}, {"reply": '{"id": 7}'}, OBJECT, False),
+        # Its schema is the engine's to keep, and what is long would hold up other requests.
+        ({}, {"reply": '{"id": "x"}'}, SCHEMED, False),
+        ({}, {"reply": "no JSON" * 200_000}, SCHEMED, False),
         ({}, {"reply": "no JSON"}, {}, False),
         # Longer than the window.
         ({"stream_window_tokens": 3}, {"reply": "no JSON"}, SCHEMED, True),

@@ -256,7 +256,7 @@ def _find(address: str, *, ask_servers: bool = True) -> list[SourceFile]:
         return [SourceFile(address, address, address, SAMPLES[address])]
     if "://" in address:
         raise UserError(
-            f"{scheme}://…: unknown kind of address; give {KINDS}; the rows of a database are "
+            f"{address}: unknown kind of address; give {KINDS}; the rows of a database are "
             "written as Parquet first (docs/do/tables.md)"
         )
     return _find_local(address, os.path.expanduser(address), as_uri=False)

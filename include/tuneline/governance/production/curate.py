@@ -169,7 +169,7 @@ def curate(
 def _compared_with_ledger(
     store: Store, model: str, day: date, settings: CurationSettings, log: pa.Table
 ) -> list[Measurement]:
-    """Compare a log with the ledger; nothing without one. Embeddings are in the ledger alone."""
+    """Compare a log with the ledger; nothing without one."""
     if settings.ledger is None:
         return []
     begin = datetime(day.year, day.month, day.day, tzinfo=UTC)

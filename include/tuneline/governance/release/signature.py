@@ -26,13 +26,11 @@ from tuneline.errors import UserError, first_line
 from tuneline.store import CorruptObject, NotThere, Store
 
 SIGNATURE = "model.sig"
-# The name of the format in the manifest, with the kind of the signer.
-_FORMAT = "OpenSSF Model Signing 1.0, {}"
+# The name of the format in the manifest.
+_FORMAT = "OpenSSF Model Signing 1.0, elliptic key"
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 # Files of a release are hashed one by one.
 _HASH = "sha256"
-# Characters of a token that are never shown; a reason that holds them is cut.
-_MIN_TOKEN = 8
 _OPENSSL = "openssl ecparam -name prime256v1 -genkey -noout"
 
 
@@ -44,7 +42,7 @@ def stated(governance: GovernanceConfig) -> dict[str, str] | None:
 def public_part(private_key: Path) -> dict[str, str]:
     """Return what a manifest says of a signature by a key, with the hash of the public key."""
     key = _private(private_key)
-    form = {"format": _FORMAT.format("elliptic key"), "file": SIGNATURE}
+    form = {"format": _FORMAT, "file": SIGNATURE}
     return {**form, "public_key_sha256": _fingerprint(key.public_key())}
 
 
@@ -83,9 +81,9 @@ def signature_difference(
         return [f"{uri} is missing: the release is not signed"], []
     if public_key is None:
         return [], [f"{uri} was not checked: give the public key"] if there else []
-    config = _verifier(public_key)
     if (manifest.signature or {}).get("public_key_sha256") != _fingerprint(_public(public_key)):
         return [f"{uri} is by another key than {public_key}"], []
+    config = _verifier(public_key)
     try:
         signature = store.get_bytes(f"{prefix}/{SIGNATURE}")
     except CorruptObject as error:
@@ -98,8 +96,8 @@ def signature_difference(
 
 def require_usable(public_key: Path) -> None:
     """Refuse a key by which nothing can be verified here."""
-    _verifier(public_key)
     _public(public_key)
+    _verifier(public_key)
 
 
 def _verifier(public_key: Path) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 
-def load_json(text: bytes) -> Any:
+def load_json(text: str | bytes) -> Any:
     """Read a JSON text.
 
     Raises:

@@ -7,7 +7,6 @@ the same model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from tuneline.serving.gateway.json_text import load_json
 from tuneline.serving.gateway.upstream_config import LowConfidenceConfig
 from tuneline.serving.protocol import SseParser, choices_of, mean_logprob
 
-# Characters of an answer that are read while other requests wait.
+# Characters of all choices that are read while other requests wait.
 _MOST_READ = 1 << 20
 
 
@@ -38,10 +37,10 @@ def is_low(values: Sequence[float], limits: LowConfidenceConfig, *, window: bool
 
 @dataclass(frozen=True)
 class Acceptance:
-    """The limits of confidence, None for none, and whether answers have to be JSON."""
+    """The limits of confidence, None for none, and what answers have to be as JSON."""
 
     limits: LowConfidenceConfig | None = None
-    as_json: bool = False
+    as_json: type | None = None
 
     @property
     def window(self) -> int:
@@ -52,10 +51,10 @@ class Acceptance:
         self, logprobs: Sequence[float], payload: Mapping[str, Any]
     ) -> AttemptStatus | None:
         """Return why a whole answer is not trusted, None if it is."""
-        if self.as_json:
+        if self.as_json is not None:
             messages = [choice.get("message") for choice in choices_of(payload)]
             contents = [m.get("content") for m in messages if isinstance(m, dict)]
-            if not _are_json(contents):
+            if not _are_json(contents, self.as_json):
                 return AttemptStatus.INVALID_JSON
         if self.limits is not None and is_low(logprobs, self.limits):
             return AttemptStatus.LOW_CONFIDENCE
@@ -70,7 +69,7 @@ class Acceptance:
             whole: the events of a stream that has ended already; None if more are to come, of
                 which nobody can say yet.
         """
-        if self.as_json and whole is not None and self.window:
+        if self.as_json is not None and whole is not None and self.window:
             contents: dict[Any, str] = {}
             for data in whole:
                 (stated,) = SseParser().feed(data)
@@ -80,27 +79,27 @@ class Acceptance:
                     if isinstance(piece, str):
                         place = choice.get("index")
                         contents[place] = contents.get(place, "") + piece
-            if not _are_json(contents.values()):
+            if not _are_json(contents.values(), self.as_json):
                 return AttemptStatus.INVALID_JSON
         if self.limits is not None and self.window and is_low(logprobs, self.limits, window=True):
             return AttemptStatus.LOW_CONFIDENCE
         return None
 
 
-def wants_json(body: Mapping[str, Any]) -> bool:
-    """Return True if a request asks for JSON; engines themselves hold it against a schema."""
+def json_asked(body: Mapping[str, Any]) -> type | None:
+    """Return what an answer has to be as JSON, None for nothing; engines keep a schema."""
     asked = body.get("response_format")
-    return isinstance(asked, dict) and asked.get("type") in ("json_object", "json_schema")
+    kind = asked.get("type") if isinstance(asked, dict) else None
+    return {"json_object": dict, "json_schema": object}.get(str(kind))
 
 
-def _are_json(contents: Iterable[Any]) -> bool:
-    """Return True if each text is JSON, or too long for the event loop to read."""
+def _are_json(contents: Iterable[Any], asked: type) -> bool:
+    """Return True if each text is JSON as asked, or all are too long for the event loop to read."""
     # A call of a tool has no content; its arguments have a schema of their own.
     texts = [text for text in contents if isinstance(text, str) and text]
+    if sum(map(len, texts)) > _MOST_READ:
+        return True
     try:
-        for text in texts:
-            if len(text) <= _MOST_READ:
-                json.loads(text)
-    except (ValueError, RecursionError):
+        return all(isinstance(load_json(text), asked) for text in texts)
+    except ValueError:
         return False
-    return True

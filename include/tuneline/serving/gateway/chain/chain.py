@@ -1,7 +1,7 @@
 """The fallback chain: upstreams asked in order until one gives a usable answer.
 
 An upstream is left when it cannot be reached, breaks, times out, answers 5xx or 429, finds the
-prompt too long, or gives an answer of low confidence or not of the JSON form that was asked for.
+prompt too long, or gives an answer of low confidence or not the JSON that was asked for.
 It is passed over where its pings or its circuit show that it cannot answer. A stream can only be
 left before its first byte was sent to the client, so its beginning is held back until a token has
 come, or the whole window where its confidence is judged. A doubtful answer is kept, and served if
@@ -22,7 +22,7 @@ from aiohttp import ClientError, ClientResponse
 
 from tuneline.errors import first_line
 from tuneline.serving.gateway.attempt_status import AttemptStatus, ClientFault, UpstreamFault
-from tuneline.serving.gateway.chain.acceptance import Acceptance, wants_json
+from tuneline.serving.gateway.chain.acceptance import Acceptance, json_asked
 from tuneline.serving.gateway.chain.attempt import Attempt, Call, Recorder, Reply
 from tuneline.serving.gateway.chain.upstream import Upstream
 from tuneline.serving.gateway.config import ModelConfig
@@ -340,7 +340,7 @@ class Chain:
         acceptance = Acceptance()
         if judged:
             limits = self.config.limits_of(upstream.name)
-            acceptance = Acceptance(limits, wants_json(walk.call.request.body))
+            acceptance = Acceptance(limits, json_asked(walk.call.request.body))
         try:
             async with asyncio.timeout(left):
                 found = await walk.ask(attempt, acceptance)
