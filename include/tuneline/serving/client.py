@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from tuneline.errors import RetryableError, TunelineError
+from tuneline.models.tool_turns import plain_answer, request_fields
 from tuneline.serving.protocol import (
     DONE,
     SseParser,
@@ -86,7 +87,8 @@ def parse_answer(document: Mapping[str, Any], total: float) -> ChatResult:
     """
     try:
         choice = document["choices"][0]
-        text = choice["message"]["content"] or ""
+        message = choice["message"]
+        text = plain_answer(message["content"] or "", message.get("tool_calls") or ())
     except (KeyError, IndexError, TypeError):
         raise EngineError(f"the engine's answer is not a chat completion: {document}") from None
     return ChatResult(
@@ -291,7 +293,7 @@ class EngineClient:
         """Return the JSON body of a request, greedy and with a fixed seed by default."""
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": [dict(message) for message in messages],
+            **request_fields(messages),
             "max_tokens": max_tokens,
             "temperature": temperature,
             "stream": stream,
