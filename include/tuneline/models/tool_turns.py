@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
@@ -51,10 +52,8 @@ def plain_answer(text: str, calls: Sequence[Mapping[str, Any]]) -> str:
     for call in calls:
         name, arguments = call["function"]["name"], call["function"]["arguments"]
         if isinstance(arguments, str):
-            try:
+            with suppress(ValueError):  # a model may write anything
                 arguments = json.loads(arguments)
-            except ValueError:
-                pass  # a model may write anything
         parts.append(f"{_CALLED}{_dump({'name': name, 'arguments': arguments})}{_CALLED_END}")
     return "\n".join(parts)
 
@@ -98,7 +97,9 @@ def with_tools(
 
 def declares_tools(messages: Sequence[Mapping[str, str]]) -> bool:
     """Return True if the turns are those of a conversation with tools."""
-    return bool(messages) and messages[0]["role"] == "system" and _DECLARED in messages[0]["content"]
+    return (
+        bool(messages) and messages[0]["role"] == "system" and _DECLARED in messages[0]["content"]
+    )
 
 
 def ends_in_call(messages: Sequence[Mapping[str, str]]) -> bool:

@@ -6,6 +6,7 @@ from benchmarks.faults.guests.shapes import guest
 from tests.lab.data_runs import chat
 from tests.lab.engines import llama_server
 
+from tuneline.data.conversations.formats import Malformed
 from tuneline.data.conversations.tool_calls import plain_turns, read_conversation
 from tuneline.data.rendering.renderer import Renderer, chat_template, compare
 
@@ -187,24 +188,29 @@ def test_templates_that_nobody_knows(case):
         assert text == f"{renderer.form.closed}{part[-1]['content']}<|im_end|>"
 
 
-WITH_TOOLS = ["qwen2_5", "qwen3_8", "qwen3_instruct_2507", *sorted(n for n in SPLIT if "qwen" in n)]
+# DeepSeek V3's template adds calls' arguments, which are objects, to texts.
+WITH_TOOLS = [name for name in FAMILIES if FAMILIES[name].tools and name != "deepseekv3"]
+# What ends a call, where it is not what ends an answer.
+CALL_END = {f"gemma4{version}": "<|tool_response>" for version in ("", "_v3", "_v4", "_v5")}
+CALL_END |= {"glm4moe": "<|observation|>", "gptoss": "<|call|>"}
 
 
 @pytest.mark.parametrize("name", WITH_TOOLS)
 def test_conversations_with_tools_are_trained_as_they_are_served(name, renderers):
-    renderer, tokenizer = renderers[name], make_tokenizer(FAMILIES[name])
+    family, renderer = FAMILIES[name], renderers[name]
+    tokenizer = make_tokenizer(family)
     for row in guest("tools", seed=3, count=60).rows[:6]:
         conversation = read_conversation(row)
         plain = plain_turns(conversation, renderer, ("<|im_end|>",))
-        assert "think>" not in "".join(turn["content"] for turn in plain)
+        assert [p[:3] for p in compare([plain], renderer)] == [(None, True, True)]
         parts = renderer.learned_as(plain)
         spans = [
-            (example.ids, start)
+            (example.ids, *run)
             for example in renderer.render(parts)
-            for start, _ in runs(example.loss_mask)
+            for run in runs(example.loss_mask)
         ]
         places = [n for n, turn in enumerate(conversation.messages) if turn["role"] == "assistant"]
-        for (ids, start), place in zip(spans, places, strict=True):
+        for (ids, start, end), place in zip(spans, places, strict=True):
             asked = tokenizer.apply_chat_template(
                 conversation.messages[:place],
                 tools=conversation.tools,
@@ -213,6 +219,20 @@ def test_conversations_with_tools_are_trained_as_they_are_served(name, renderers
                 return_dict=False,
             )
             assert ids[:start] == asked
+            text, turn = tokenizer.decode(ids[start:end]), conversation.messages[place]
+            calls = turn.get("tool_calls", ())
+            assert text.endswith(CALL_END.get(name, family.end) if calls else family.end)
+            said = [call["function"]["name"] for call in calls] or [turn["content"]]
+            assert all(part in text for part in said)
+            for value in (v for call in calls for v in call["function"]["arguments"].values()):
+                assert str(value) in text
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n not in WITH_TOOLS])
+def test_a_template_that_writes_no_calls_is_named(name, renderers):
+    conversation = read_conversation(guest("tools", seed=3, count=60).rows[0])
+    with pytest.raises(Malformed, match="tools_unsupported: the model's chat template writes no"):
+        plain_turns(conversation, renderers[name], ("<|im_end|>",))
 
 
 # gpt-oss and Muse are left out: llama.cpp reads their answers by a grammar that random weights
@@ -240,3 +260,8 @@ def test_the_server_renders_what_was_trained(name, renderers, tmp_path):
             text = renderer.text(messages[:-1], ask=True)
             (ids,) = renderer.encode([text])
             assert server.renders(messages[:-1], text, ids)
+        for row in guest("tools", seed=5, count=60).rows[:3] if name in WITH_TOOLS else ():
+            turns = plain_turns(read_conversation(row), renderer, ("<|im_end|>",))
+            for place in (n for n, turn in enumerate(turns) if turn["role"] == "assistant"):
+                text = renderer.text(turns[:place], ask=True)
+                assert server.renders(turns[:place], text, *renderer.encode([text])), text

@@ -92,6 +92,8 @@ def read_form(
         asked_again, longer = render(turns[:-1], ask=True), render(turns)
     except ValueError:
         asked_again = longer = ""
+    if said not in whole:
+        return AnswerForm()  # a template that writes no calls
     tail = whole.rpartition(said)[2]
     following = longer.partition(said)[2].partition(_ASKED[1])[0]
     cut = _cutter(tokenizer, special=calls)
