@@ -59,11 +59,12 @@ def plain_answer(text: str, calls: Sequence[Mapping[str, Any]]) -> str:
 
 
 def with_tools(
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, str]], *, json_arguments: bool = False
 ) -> tuple[list[Any], list[dict[str, Any]] | None]:
     """Return turns with the calls and results that they hold, and the tools declared in them.
 
-    Calls get ids of their number. Turns without tools come back as they are.
+    Calls get ids of their number, and their arguments as objects or as JSON. Turns without tools
+    come back as they are.
 
     Raises:
         ValueError: if what was JSON no longer is.
@@ -86,6 +87,8 @@ def with_tools(
             continue
         text, *parts = text.split(_CALLED) if role == "assistant" else [text]
         functions = [json.loads(part.rstrip().removesuffix(_CALLED_END)) for part in parts]
+        for function in functions if json_arguments else ():
+            function["arguments"] = _dump(function["arguments"])
         calls = [
             {"id": f"call{next(number):05}", "type": "function", "function": function}
             for function in functions
@@ -114,12 +117,8 @@ def is_result(message: Mapping[str, str]) -> bool:
 
 def request_fields(messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     """Return the fields `messages` and `tools` of a request in OpenAI's form."""
-    turns, tools = with_tools(messages)
-    turns = [dict(turn) for turn in turns]
-    for turn in turns:
-        for call in turn.get("tool_calls", ()):
-            call["function"]["arguments"] = _dump(call["function"]["arguments"])
-    return {"messages": turns, **({"tools": tools} if tools else {})}
+    turns, tools = with_tools(messages, json_arguments=True)
+    return {"messages": [dict(turn) for turn in turns], **({"tools": tools} if tools else {})}
 
 
 def _dump(value: Any) -> str:

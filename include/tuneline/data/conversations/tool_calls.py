@@ -218,7 +218,7 @@ def plain_turns(
         code, _, detail = fault.partition(": ")
         raise Malformed(f"{code}: a text of the conversation{detail[detail.find(' holds') :]}")
     if called and not renderer.call_form.end:
-        raise Malformed("tools_unsupported: the model's chat template writes no calls of tools")
+        raise Malformed("tools_unsupported: the model's chat template writes no calls")
     turns = to_plain(conversation.messages, conversation.tools)
     try:
         text = renderer.written(turns)
@@ -228,7 +228,9 @@ def plain_turns(
     names = [tool["function"]["name"] for tool in conversation.tools or ()]
     for wanted in [*names, *map(str.strip, said), *called]:
         if wanted not in text and json.dumps(wanted, ensure_ascii=False)[1:-1] not in text:
-            raise Malformed("tools_unsupported: the model's chat template leaves out tools")
+            raise Malformed(
+                "tools_unsupported: the model's chat template does not write all of them"
+            )
     return turns
 
 
