@@ -220,7 +220,7 @@ def plain_turns(
         code, _, detail = fault.partition(": ")
         raise Malformed(f"{code}: a text of the conversation{detail[detail.find(' holds') :]}")
     try:
-        text = renderer.text_with_tools(conversation.messages, conversation.tools)
+        text = renderer.written(conversation.messages, conversation.tools)
     except TemplateRefused as error:
         raise Malformed(f"template_refused: {str(error)[:120]}") from None
     # What a template with tools writes: names, calls, arguments, answers.

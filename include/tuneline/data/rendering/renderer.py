@@ -6,7 +6,7 @@ training and serving would see different prompts, and the row can't be used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -149,12 +149,18 @@ class Renderer:
         asked = self.written(messages[:-1], ask=True) if self.form.opened else ""
         return self.form.complete(text, asked)
 
-    def written(self, messages: Sequence[Message], *, ask: bool = False) -> str:
+    def written(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[dict[str, Any]] | None = None,
+        *,
+        ask: bool = False,
+    ) -> str:
         """Return what the template itself writes; see `text`."""
         return _guarded(
             lambda: self._compiled.render(
                 messages=list(messages),
-                tools=None,
+                tools=tools,
                 documents=None,
                 add_generation_prompt=ask,
                 **self._names,
@@ -169,16 +175,6 @@ class Renderer:
         """
         ends = [n for n, turn in enumerate(messages, 1) if turn["role"] == "assistant"]
         return [list(messages)] if self.form.stays else [list(messages[:end]) for end in ends]
-
-    def text_with_tools(
-        self, messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None
-    ) -> str:
-        """Render a conversation with tools by transformers itself; see `text`."""
-        return _guarded(
-            lambda: self.tokenizer.apply_chat_template(
-                list(messages), tools=tools, chat_template=self.template, tokenize=False
-            )
-        )
 
     def encode(self, texts: Iterable[str]) -> list[list[int]]:
         """Return the token ids of rendered texts; no token is added, nothing is cut."""
