@@ -113,10 +113,12 @@ class Piece:
     def telling(self, first: int, last: int) -> bool:
         """Return True if some words can hardly be there by chance."""
         digits = sum(map(str.isdecimal, "".join(self.said[first:last])))
-        names = any(
-            self.named(at, PLACES) for at in range(first, last) if len(self.said[at]) >= _SHORT
-        )
-        return digits >= _SHORT or names or (digits > 0 and last - first > 1)
+        names = [at for at in range(first, last) if self.named(at, PLACES)]
+        if first not in names and self.said[first].isalpha() and len(self.said[first]) <= _SHORT:
+            # "in Porto" has its value in the second word.
+            return False
+        long = any(len(self.said[at]) >= _SHORT for at in names)
+        return digits >= _SHORT or long or (digits > 0 and last - first > 1)
 
 
 class Places:
@@ -287,9 +289,9 @@ class _Values:
                         continue
                     said = piece.said[at : at + _MOST_WORDS]
                     run = commonprefix([said, key[start:]])  # noqa: RUF071 - words, no paths
-                    whole = (at, at + len(run)) == own
                     apart = len(run) < len(key) and piece.said[slice(*own)] != key
-                    if apart and at not in copied and (whole or piece.telling(at, at + len(run))):
+                    telling = at in owner or piece.telling(at, at + len(run))
+                    if apart and telling and at not in copied:
                         yield key, start, start + len(run)
 
     def _parts_of(self, key: Key, cuts: set[int]) -> Iterator[tuple[int, int, str]]:
