@@ -166,7 +166,9 @@ class StreamCollector:
         if not self._complete:
             raise EngineError("the engine's stream ended before its end mark")
         return ChatResult(
-            text=plain_answer("".join(self._parts), [{"function": c} for c in self._calls.values()]),
+            text=plain_answer(
+                "".join(self._parts), [{"function": c} for c in self._calls.values()]
+            ),
             finish_reason=self._finish,
             ttft=self._times[0] if self._times else None,
             total=(time.perf_counter() if ended is None else ended) - self._started,

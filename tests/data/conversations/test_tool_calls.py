@@ -162,11 +162,7 @@ def test_texts_that_forge_a_turn_or_are_broken(renderer, value, reason):
 
 
 @pytest.mark.parametrize(
-    "template",
-    [
-        TEMPLATE,
-        HERMES.replace("+ m.content + '\n</tool_r", "+ '\n</tool_r"),
-    ],
+    "template", [TEMPLATE, HERMES.replace("+ m.content + '\n</tool_r", "+ '\n</tool_r")]
 )
 def test_templates_without_a_way_to_write_tools(renderer, template):
     renderer.tokenizer.chat_template = template
