@@ -140,6 +140,14 @@ UNKNOWN = {
         None,
         2,
     ),
+    "the system turn in the last question": (
+        # As Mistral's: nothing of it is in a row that ends in an answer.
+        "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n"
+        "{% if loop.last and m.role == 'user' and messages[0].role == 'system' %}"
+        "{{ messages[0].content }}\n\n{% endif %}{{ m.content }}<|im_end|>\n" + ASK,
+        None,
+        2,
+    ),
     "a thought without a switch": (
         HEAD + "{{ m.content.split('[/THINK]')[-1] }}<|im_end|>\n" + OPENED,
         None,
@@ -172,18 +180,20 @@ def test_templates_that_nobody_knows(case):
     tokenizer = make_tokenizer(FAMILIES["qwen2_5"])
     tokenizer.chat_template = template
     renderer = Renderer(tokenizer, "tokenizer")
-    (found,) = compare([ROWS["two exchanges"]], renderer)
+    talk = [{"role": "system", "content": "Be brief."}, *ROWS["two exchanges"]]
+    (found,) = compare([talk], renderer)
     if fault:
         assert found.reason.startswith(fault)
         assert not found.mask_exact
         return
     assert found[:3] == (None, True, True)
-    parts = renderer.learned_as(ROWS["two exchanges"])
+    parts = renderer.learned_as(talk)
     assert len(parts) == rows
     for part, example in zip(parts, renderer.render(parts), strict=True):
         last = runs(example.loss_mask)[-1]
         asked = renderer.encode([renderer.text(part[:-1], ask=True)])[0]
         assert example.ids[: last[0]] == asked
+        assert "Be brief." in tokenizer.decode(asked)
         text = tokenizer.decode(example.ids[slice(*last)])
         assert text == f"{renderer.form.closed}{part[-1]['content']}<|im_end|>"
 

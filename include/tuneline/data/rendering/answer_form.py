@@ -118,6 +118,27 @@ def read_form(
     )
 
 
+def moves_system(render: Callable[..., str]) -> bool:
+    """Return True if a template writes the system turn into a question that is the last turn alone.
+
+    Mistral's does: a server gives it with the last question, and a row that ends in an answer has
+    none.
+    """
+    turns: list[Message] = [{"role": "system", "content": "Be brief."}, *PLAIN_TURNS[:2]]
+    try:
+        asked, whole = render(turns[:-1], ask=True), render(turns)
+    except ValueError:
+        return False
+    return turns[0]["content"] in asked and turns[0]["content"] not in whole
+
+
+def with_prompt(text: str, asked: str, question: str) -> str:
+    """Return a row whose last answer follows what it is asked with."""
+    behind = f"{question}{asked.rpartition(question)[2]}"
+    known = question in asked and behind in text
+    return asked + text.rpartition(behind)[2] if known else text
+
+
 def _cutter(tokenizer: Any, *, special: bool) -> Callable[[str], tuple[list[str], set[str]]]:
     """Return a function that cuts a text around tokens of the added vocabulary, and names these."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}

@@ -19,7 +19,9 @@ from tuneline.data.rendering.answer_form import (
     PLAIN_TURNS,
     TURNS_WITH_A_CALL,
     AnswerForm,
+    moves_system,
     read_form,
+    with_prompt,
 )
 from tuneline.data.rendering.pieces import BATCH, PieceEncoder
 from tuneline.data.tables.rows import Message
@@ -145,6 +147,7 @@ class Renderer:
         self._compiled = _compile_jinja_template(self.template)
         self.form: AnswerForm = read_form(self.written, self.template, tokenizer, PLAIN_TURNS)
         self.call_form = read_form(self.written, self.template, tokenizer, TURNS_WITH_A_CALL)
+        self._moves = moves_system(self.written)
 
     def text(self, messages: Sequence[Message], *, ask: bool = False) -> str:
         """Render a row, or the prompt for an answer to `ask`; TemplateRefused by the template.
@@ -156,7 +159,10 @@ class Renderer:
         if ask or not messages or messages[-1]["role"] != "assistant":
             return text
         form = self.form_of(messages)
-        asked = self.written(messages[:-1], ask=True) if form.opened else ""
+        moved = self._is_moved(messages)
+        asked = self.written(messages[:-1], ask=True) if form.opened or moved else ""
+        if moved and (question := messages[-2]["content"].strip()):
+            text = with_prompt(text, asked, question)
         return form.complete(text, asked)
 
     def form_of(self, messages: Sequence[Message]) -> AnswerForm:
@@ -165,7 +171,15 @@ class Renderer:
 
     def stays(self, messages: Sequence[Message]) -> bool:
         """Return True if every answer is still rendered as it was given once more turns follow."""
-        return self.form.stays and (self.call_form.stays or not declares_tools(messages))
+        stays = self.form.stays and (self.call_form.stays or not declares_tools(messages))
+        return stays and not self._is_moved(messages)
+
+    def _is_moved(self, messages: Sequence[Message]) -> bool:
+        return self._moves and messages[0]["role"] == "system"
+
+    def _completes(self, messages: Sequence[Message]) -> bool:
+        """Return True if a row gets something that the template does not write."""
+        return self._is_moved(messages) or self.form_of(messages).completes
 
     def written(self, messages: Sequence[Message], *, ask: bool = False) -> str:
         """Return what the template itself writes; see `text`."""
@@ -236,7 +250,7 @@ class Renderer:
         texts = list[str]()
         for messages in batch:
             texts.append(whole := self.text(messages))
-            if self.form_of(messages).completes:
+            if self._completes(messages):
                 texts.append(self.written(messages))
             for index in self._answers(messages):
                 last = index == len(messages) - 1
@@ -250,7 +264,7 @@ class Renderer:
         rendered = []
         for messages in batch:
             text, ids = next(encoded)
-            written = next(encoded)[1] if self.form_of(messages).completes else ids
+            written = next(encoded)[1] if self._completes(messages) else ids
             spans = [(next(encoded)[1], next(encoded)[1]) for _ in self._answers(messages)]
             rendered.append(RenderedExample(text, ids, _mask(ids, spans), written))
         return rendered
