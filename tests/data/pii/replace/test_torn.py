@@ -134,6 +134,15 @@ TORN = [
     (ASKED, '<tool_call>{"guest": "Ingrid Halvorsen"}</tool_call>', ASKED.replace(
      "Ingrid Halvorsen", "Ann Lee"), '<tool_call>{"guest": "Eva Lee"}</tool_call>', 1),
     ("Jos\u00e9 said it", '{"who": "Jos\\u00e9"}', "Jan said it", '{"who": "Jan"}', 0),
+    # "11" and "post" stand elsewhere by chance, and stay there.
+    ("11 River Walk, 11 boxes for the post", "11 River Walk", "26 Elm Row, 11 boxes for the post",
+     "26 Elm Row", 0),
+    ("post to a@post.test", '{"mail": "a@post.test"}', "post to b@mail.com",
+     '{"mail": "b@mail.com"}', 0),
+    ("Olek called, ask Olek Bauer", "Olek Bauer did", "Olek called, ask Olek Bauer",
+     "Paul Bauer did", 1),
+    ("11 River Walk, 11 boxes", "ask at 11 River Walk", "11 River Walk, 11 boxes", "ask at 26 Elm",
+     1),
     # The label is no copy.
     ("track it", '{"intent": "track"}', "jane it", '{"intent": "track"}', 0),
 ]  # fmt: skip
