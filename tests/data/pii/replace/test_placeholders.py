@@ -3,8 +3,10 @@ import pickle
 
 import pytest
 
+from tuneline.data.pii.measure.witness import answers_torn
 from tuneline.data.pii.replace.scrubber import PlaceholderScrubber, make_placeholder_scrubber
 from tuneline.errors import UserError
+from tuneline.serving.gateway.logs.production_log import UnscrubbedTexts, scrubbed_texts
 
 
 def scrub(messages, languages=("en",)):
@@ -62,6 +64,26 @@ def test_the_model_finds_names_and_a_system_prompt_is_read_once():
         assert "müller" not in messages[1]["content"]
         assert counts["PERSON"] >= 2
     assert pickle.loads(pickle.dumps(scrubber))(batch) == results
+
+
+ASKED = "Hi, Jelena Kaczmarek here, my order is XK-44713. "
+AGREED = [
+    # What is found in one turn, by its form or in its sentence, counts in the others.
+    (ASKED, "I will look after it, kaczmarek.", "[PERSON]"),
+    (ASKED, '{"who": "Kaczmarek", "order": "XK-44713"}', "[PERSON]"),
+    ("olek wants it back", "Thank you! His name is Olek Petrovsky, and Olek pays.", "[PERSON]"),
+    ("is 88214376 yours?", "Yes, your account number is 88214376.", "[ID_NUMBER]"),
+]
+
+
+@pytest.mark.parametrize(("asked", "answer", "expected"), AGREED)
+def test_question_and_answer_of_a_log_agree(asked, answer, expected):
+    given = UnscrubbedTexts([turn(asked)], answer, "r1")
+    scrub = make_placeholder_scrubber(["en"], model=True)
+    ((turns, made, _),) = scrubbed_texts([given], scrub)
+    after = [*turns, turn(made, "assistant")]
+    assert all(expected in message["content"] for message in after)
+    assert not answers_torn(given.conversation(), after, None)
 
 
 def test_an_unknown_language_is_refused():
