@@ -6,6 +6,7 @@ from tests.lab.data_runs import chat, clean_rows, code, text
 from tests.lab.runs import value
 
 from tuneline.config import DataConfig
+from tuneline.data.balance import class_shares
 from tuneline.data.balance.class_shares import (
     caps,
     class_weights,
@@ -63,6 +64,13 @@ def test_skewed_classes_are_capped_and_weighted(data_lab):
     assert value(entry, "holdout_share") == pytest.approx(0.15, abs=0.005)
     ctx = lab.lab.context("holdout_performance")
     assert share_before_balancing(ctx, None) == (held.total(), 450)
+
+
+def test_weights_above_their_limit_fail(data_lab, monkeypatch):
+    monkeypatch.setattr(class_shares, "class_weights", lambda *given: {"shipping": 4.0})
+    lab = data_lab(clean_rows(450, SKEWED))
+    assert value(lab.upto(ITEM), "largest_weight") == 4
+    lab.agree(ITEM, "fail")
 
 
 def with_long_rows():

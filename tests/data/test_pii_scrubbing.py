@@ -83,7 +83,7 @@ def test_an_uncovered_language_fails(data_lab):
     assert uncovered_languages(own) == {}
 
 
-def test_a_hit_that_cannot_be_replaced_leaves_the_row(data_lab):
+def test_a_hit_that_cannot_be_replaced_leaves_the_row(data_lab, monkeypatch):
     rows = clean_rows(20)
     rows[3] = {"messages": chat(text(3), json.dumps({"intent": "login", "anna@mail.com": "x"}))}
     lab = data_lab(rows)
@@ -94,6 +94,9 @@ def test_a_hit_that_cannot_be_replaced_leaves_the_row(data_lab):
     assert "anna@mail.com" in reject["raw"]
     assert value(entry, "residual_pattern_hits") == 0
     assert lab.gate(ITEM).verdict == "pass"
+    monkeypatch.setattr("tuneline.data.pii_scrubbing.reason_to_reject", lambda result: None)
+    assert value(lab.step(ITEM), "residual_pattern_hits") == 1
+    lab.agree(ITEM, "fail")
 
 
 def test_people_get_one_surrogate_everywhere(named):

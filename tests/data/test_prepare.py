@@ -14,6 +14,7 @@ import pytest
 from tests.lab.data_runs import answer, chat, clean_rows, code, text, write_jsonl
 from tests.lab.fuzzed_rows import fuzzed_lines
 from tests.lab.hostile_texts import REPEATED, filled, hostile_texts, seconds
+from tests.lab.runs import IN_PRODUCTION
 
 from tuneline.catalogue import DATA_ORDER, ITEMS
 from tuneline.cli import main as cli
@@ -267,6 +268,18 @@ def content_of(rows):
     return {
         json.dumps([row["messages"], row["split"], row["label"], row["weight"]]) for row in rows
     }
+
+
+@pytest.mark.long
+def test_the_sample_passes_production_without_a_waiver(call, tmp_path, policy):
+    policy()
+    settings = {**IN_PRODUCTION, "data": {**IN_PRODUCTION["data"], "max_tokens": 1024}}
+    (tmp_path / "config.yaml").write_text(json.dumps(settings))
+    assert call(str(SUPPORT)) == 0
+    result = json.loads(Path("out/result.json").read_text())
+    assert {item["item"]: item["verdict"] for item in result["items"]} == dict.fromkeys(
+        DATA_ITEMS, "pass"
+    )
 
 
 def test_two_at_once_are_refused(call):

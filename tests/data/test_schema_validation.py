@@ -9,7 +9,7 @@ from tests.lab.runs import value
 from tuneline.config import DataConfig
 from tuneline.data.conversations.formats import FORMS
 from tuneline.data.conversations.reading import convert
-from tuneline.data.rendering.renderer import Renderer
+from tuneline.data.rendering.renderer import Renderer, compare
 from tuneline.data.schema_validation import validate
 from tuneline.data.sources.streams import RawRecord
 from tuneline.errors import UserError
@@ -119,6 +119,14 @@ def test_a_renderer_that_differs_from_the_template_fails(data_lab, monkeypatch):
     lab = data_lab(clean_rows(8), target_format="chatml")
     entry = lab.step(ITEM)
     assert value(entry, "token_mismatches") == 8
+    lab.agree(ITEM, "fail")
+
+
+def test_a_mask_that_is_not_exact_fails_where_its_row_is_kept(data_lab, monkeypatch):
+    kept = lambda *given: ((None, *parity[1:]) for parity in compare(*given))  # noqa: E731
+    monkeypatch.setattr("tuneline.data.schema_validation.compare", kept)
+    lab = data_lab([*PLAIN, {"messages": chat("a", "\n\nb")}])
+    assert value(lab.step(ITEM), "inexact_masks") == 1
     lab.agree(ITEM, "fail")
 
 

@@ -14,8 +14,6 @@ from benchmarks.faults.guests.shapes import SHAPES, guest
 
 # So few rows that all shapes together take less than a minute; whole guests are `long`.
 FEW = {"intent": 160, "text_and_label": 120, "one_class": 120, "japanese": 90, "long_prompts": 60}
-# Families whose template writes tools in a form that plain turns can give; others are refused.
-TOOLS_IN_TURNS = [name for name in FAMILIES if name.startswith("qwen")]
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -38,8 +36,8 @@ def test_a_whole_guest(name, welcome):
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_shape_with_a_family(name, family, welcome):
     trial, outcome = welcome(name, family, seed=3, rows=FEW.get(name, 60), pii_ner=False)
-    if "tools" in trial.needs and family not in TOOLS_IN_TURNS:
-        codes = {"schema_validation: tools_unsupported", "schema_validation: template_refused"}
+    if "tools" in trial.needs and not FAMILIES[family].tools:
+        codes = {"schema_validation: tools_unsupported"}
         assert outcome.verdicts["schema_validation"] == "fail"
         assert (outcome.kept, outcome.lost.keys() <= codes) == (0, True)
     else:

@@ -144,6 +144,21 @@ def test_an_answer_without_usage_counts_nothing():
     assert collector.result().ttft is None
 
 
+def test_calls_in_parts_are_the_calls_of_a_whole_answer():
+    call = {"index": 0, "id": "x", "function": {"name": "find", "arguments": '{"a":'}}
+    rest = {"index": 0, "function": {"arguments": " 1}"}}
+    collector = StreamCollector(time.perf_counter())
+    for delta in ({"content": "Wait."}, {"tool_calls": [call]}, {"tool_calls": [rest]}):
+        chunk = json.dumps({"choices": [{"delta": delta}]})
+        collector.feed(f"data: {chunk}\n\n".encode())
+    collector.feed(b"data: [DONE]\n\n")
+    function = {"name": "find", "arguments": '{"a": 1}'}
+    message = {"content": "Wait.", "tool_calls": [{"function": function}]}
+    whole = parse_answer({"choices": [{"message": message}]}, 1.0)
+    assert collector.result().text == whole.text
+    assert len(collector.result().chunk_times) == 3
+
+
 METRICS = """\
 # HELP vllm:generation_tokens_total Number of generation tokens processed.
 # TYPE vllm:generation_tokens_total counter

@@ -163,6 +163,7 @@ def test_a_micro_batch_that_runs_out_of_memory_makes_place_for_the_next():
         ({"predicted_peak_bytes": int(1.8 * GIB)}, {}, set(), Verdict.PASS),
         # A check that could not see the fault it exists for.
         ({}, {"naive_difference": 1e-4}, {BLIND}, Verdict.WARN),
+        ({}, {"rows": 1}, {"compared_rows"}, Verdict.FAIL),
     ],
 )
 def test_each_limit_turns_the_verdict(changes, found, names, verdict):

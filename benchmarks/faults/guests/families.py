@@ -84,7 +84,7 @@ _TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("Cohere", _COHERE),
     "cohere2": ("Cohere2", _COHERE),
     "deepseek_r1_distill": ("Qwen2", {**_DEEPSEEK, "tools": False}),
-    "deepseekv3": ("DeepseekV3", _DEEPSEEK),
+    "deepseekv3": ("DeepseekV3", {**_DEEPSEEK, "tools": False}),  # calls, none declared
     "gemma": ("Gemma2", {**_GEMMA, "system": False, "tools": False}),
     "gemma3": ("Gemma3", {**_GEMMA, "tools": False}),
     "gemma4": ("Gemma4", _GEMMA4),

@@ -15,6 +15,8 @@ from benchmarks.faults.guests.guest import DATA_ITEMS, Guest, Record
 
 _WORD = re.compile(r"\w+")
 _PLAIN = re.compile(r"[a-z]+")
+# How the dataset writes a call.
+_CALL = re.compile(r"<tool called>\n(.*)\n</tool called>")
 _BALANCING = "distribution_balancing"
 
 
@@ -111,8 +113,9 @@ def torn_words(before: Record, after: list[dict[str, str]]) -> list[str]:
         after: the turns of the dataset, whose answers are in the same order; calls are text there.
     """
     raw = [{**turn, "content": _said(turn)} for turn in before["messages"]]
+    made = [{**turn, "content": _CALL.sub(_arguments, turn["content"])} for turn in after]
     torn: list[str] = []
-    for (old, asked), (new, kept) in zip(_answers(raw), _answers(after), strict=False):
+    for (old, asked), (new, kept) in zip(_answers(raw), _answers(made), strict=False):
         torn += _torn_values(old, asked, new, kept) or _torn_run(old, asked, new, kept)
     return torn
 
@@ -121,6 +124,11 @@ def _said(turn: dict[str, Any]) -> str:
     """Return a turn's text with the arguments of its calls."""
     calls = turn.get("tool_calls") or ()
     return " ".join([turn["content"], *(call["function"]["arguments"] for call in calls)])
+
+
+def _arguments(call: re.Match[str]) -> str:
+    """Return the arguments of a call in the dataset, as a record writes them."""
+    return json.dumps(json.loads(call[1])["arguments"])
 
 
 def _answers(turns: list[dict[str, str]]) -> Iterator[tuple[str, str]]:

@@ -201,7 +201,7 @@ class PiiScrubbingConfig(Section):
     """Entity by label of these models, without B- or I-, for labels that are not known, such as
     {LABEL_1: PERSON}."""
     pii_recognizers: list[str | dict[str, Any]] = Field([])
-    """Presidio recognisers of your own: module:Name, a YAML file, or written out."""
+    """Presidio recognisers of your own, of patterns or lists: a YAML file, or written out."""
     pii_recognizer_score: Annotated[float, Limit("pii_scrubbing", "lower")] = Field(0.4, ge=0, le=1)
     """Lowest score at which a hit of these recognisers counts."""
     pii_actions: dict[str, Literal["replace", "mask", "reject_row"]] = Field({})

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import starmap, tee
+from itertools import pairwise, starmap, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,6 +33,7 @@ from tuneline.data.tables.rows import (
 )
 from tuneline.evidence import Evidence, measure
 from tuneline.machine.workers import Engine, Kernel, as_batch, rows_in
+from tuneline.models.tool_turns import is_result
 from tuneline.plots import save
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ HISTOGRAM = "token_lengths.svg"
 _AT_ONCE = 1 << 12
 
 
+def _exchanges(turns: Sequence[Message]) -> list[int]:
+    """Return where exchanges begin; the results of calls are part of one."""
+    return [n for n in range(0, len(turns), 2) if not is_result(turns[n])]
+
+
 def split_at_turns(
     messages: Sequence[Message], limit: int, renderer: Renderer
 ) -> list[list[Message]] | None:
@@ -52,8 +58,9 @@ def split_at_turns(
     rest = messages[len(system) :]
     pieces: list[list[Message]] = []
     current: list[Message] = []
-    for at in range(0, len(rest), 2):
-        exchange = list(rest[at : at + 2])
+    starts = [*_exchanges(rest), len(rest)]
+    for start, end in pairwise(starts):
+        exchange = list(rest[start:end])
         longer = [*system, *current, *exchange]
         alone = [*system, *exchange]
         lengths = renderer.count([renderer.text(longer), renderer.text(alone)])
@@ -79,7 +86,7 @@ def end_in_each_answer(
         def too_long(start: int, turns: Sequence[Message] = turns) -> bool:
             return renderer.count([renderer.text([*system, *turns[start:]])])[0] > limit
 
-        starts = range(0, len(turns), 2)
+        starts = _exchanges(turns)
         # The more exchanges are left out, the shorter it is.
         first = bisect_left(starts, True, key=lambda start: not too_long(start))
         if first == len(starts):
@@ -124,7 +131,7 @@ def fit(rows: Sequence[Counted], limit: int, renderer: Renderer, policy: str) ->
             continue
         if length > limit:
             splits = policy == "split" and served_by is None
-            divide = split_at_turns if renderer.form.stays else end_in_each_answer
+            divide = split_at_turns if renderer.stays(turns) else end_in_each_answer
             parts = (divide(turns, limit, renderer) if splits else None) or []
         if not parts:
             found.append(Fit(length, f"too_long: {length} tokens, the limit is {limit}"))

@@ -6,6 +6,8 @@ materials, by whom. `tuneline verify` recomputes every hash.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from tuneline.artifacts.releases import (
     ENGINE_FOLDER,
     MANIFEST_FILE,
     MODEL_FILE,
+    Release,
     model_prefix,
     released,
 )
@@ -38,7 +41,12 @@ from tuneline.catalogue import ITEMS
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, Verdict, breach_in, measure
 from tuneline.failures import ended_by_error
-from tuneline.governance.documents.write import add_documents
+from tuneline.governance.documents.annex_iv import ANNEX_FILE, annex_iv
+from tuneline.governance.documents.bill_of_materials import bill_of_materials
+from tuneline.governance.documents.facts import UNSTATED, Facts
+from tuneline.governance.documents.model_card import CARD_FILE, model_card
+from tuneline.governance.documents.statements import provenance, test_results
+from tuneline.governance.pages.checklist import gather, render
 from tuneline.governance.release.manifest import (
     environment_measurements,
     environments,
@@ -52,7 +60,7 @@ from tuneline.governance.release.manifest import (
     store_files,
     write_manifest,
 )
-from tuneline.governance.release.signature import SIGNATURE, sign, stated
+from tuneline.governance.release.signature import SIGNATURE, kept_or_signed, plain, sign, stated
 from tuneline.governance.release.verify import BASIS, version_differences
 from tuneline.licenses.duties import license_files
 from tuneline.run import Run
@@ -62,6 +70,7 @@ from tuneline.step_context import StepContext
 from tuneline.store import sha256_file
 from tuneline.verdicts import Freshness, Grounds, status
 
+_BOM_FILE, _CHECKLIST_FILE, _STATEMENTS = "bom.cdx.json", "checklist.html", "attestations/"
 # A gateway counts tokens with it where an engine reports none.
 TOKENIZER = Artifact(MERGED.step, f"{MERGED.name}/tokenizer.json")
 # Items that start the engine before the bytes that ship are chosen.
@@ -280,7 +289,7 @@ def run(ctx: StepContext) -> Evidence:
     stale = Freshness(ctx.run, deep=True).outdated(i.id for i in ITEMS if i.id != ctx.step)
     files = {**collect_files(ctx, model), **evidence_files, **policy_files(ctx)}
     manifest = describe(ctx, evidences, store_files(ctx, prefix, files))
-    manifest = add_documents(ctx, manifest, files)
+    manifest = _add_documents(ctx, manifest, files)
     manifest_sha256 = write_manifest(store, prefix, manifest)
     sign_release(ctx, prefix, files)
     locks = lock_files(store, list(store.keys(prefix)), ctx.config.governance)
@@ -310,3 +319,45 @@ def run(ctx: StepContext) -> Evidence:
             *environment_measurements(code, surroundings, ctx.config.profile),
         ],
     )
+
+
+def _add_documents(ctx: StepContext, manifest: Manifest, files: dict[str, Path]) -> Manifest:
+    """Write and store the documents of a version."""
+    documents = {}
+    for name, content in _documents(ctx, Facts(Release(ctx.run.store, manifest))):
+        documents[name] = ctx.scratch / "documents" / name
+        documents[name].parent.mkdir(parents=True, exist_ok=True)
+        documents[name].write_bytes(content)
+    files.update(documents)
+    prefix = model_prefix(manifest.name, manifest.version)
+    stated = [*manifest.files, *store_files(ctx, prefix, documents)]
+    return manifest.model_copy(update={"files": sorted(stated, key=lambda entry: entry.name)})
+
+
+def _documents(ctx: StepContext, facts: Facts) -> Iterator[tuple[str, bytes]]:
+    yield CARD_FILE, model_card(facts).encode()
+    yield ANNEX_FILE, annex_iv(facts).encode()
+    yield _BOM_FILE, bill_of_materials(facts)
+    yield _CHECKLIST_FILE, _checklist_file(ctx)
+    if not facts.model_files:
+        ctx.log("nothing was trained or chosen that a statement could be about")
+        return
+    key = ctx.config.governance.signing_key
+    manifest = facts.release.manifest
+    prefix = model_prefix(manifest.name, manifest.version)
+    for name, statement in {**test_results(facts), "provenance": provenance(facts)}.items():
+        payload = plain(statement)
+        if key is None:
+            yield f"{_STATEMENTS}{name}.intoto.json", payload
+        else:
+            file = f"{_STATEMENTS}{name}.dsse.json"
+            stored = kept_or_signed(ctx.run.store, f"{prefix}/{file}", payload, Path(key))
+            yield file, stored
+
+
+def _checklist_file(ctx: StepContext) -> bytes:
+    """Return the checklist of the run as one file, with its plots."""
+    page = gather(ctx.run, [item.id for item in ITEMS if item.id != UNSTATED])
+    # What runs now is the step that writes this. It is written once: what people say of the version
+    # later, and how its canary goes, is in the release log.
+    return render(replace(page, running={}, approvals=[], canary=None)).encode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from tuneline.errors import RetryableError, TunelineError
+from tuneline.models.tool_turns import plain_answer, request_fields
 from tuneline.serving.protocol import (
     DONE,
     SseParser,
@@ -86,7 +87,8 @@ def parse_answer(document: Mapping[str, Any], total: float) -> ChatResult:
     """
     try:
         choice = document["choices"][0]
-        text = choice["message"]["content"] or ""
+        message = choice["message"]
+        text = plain_answer(message["content"] or "", message.get("tool_calls") or ())
     except (KeyError, IndexError, TypeError):
         raise EngineError(f"the engine's answer is not a chat completion: {document}") from None
     return ChatResult(
@@ -113,6 +115,7 @@ class StreamCollector:
         """Start collecting; `started` is the `time.perf_counter()` of the request."""
         self._started = started
         self._parts: list[str] = []
+        self._calls: defaultdict[int, defaultdict[str, str]] = defaultdict(lambda: defaultdict(str))
         self._times: list[float] = []
         self._logprobs: list[TokenLogprob] = []
         self._usage = Usage()
@@ -138,8 +141,13 @@ class StreamCollector:
             raise EngineError(f"the engine broke off: {document['error']}")
         self._usage = reported_usage(document) or self._usage
         for choice in document.get("choices", []):
-            if content := choice.get("delta", {}).get("content"):
-                self._parts.append(content)
+            delta = choice.get("delta", {})
+            calls = delta.get("tool_calls") or []
+            for call in calls:
+                for name, text in call["function"].items():
+                    self._calls[call["index"]][name] += text
+            if delta.get("content") or calls:
+                self._parts.append(delta.get("content") or "")
                 self._times.append(at - self._started)
             self._logprobs.extend(_logprobs(choice))
             self._finish = choice.get("finish_reason") or self._finish
@@ -158,7 +166,9 @@ class StreamCollector:
         if not self._complete:
             raise EngineError("the engine's stream ended before its end mark")
         return ChatResult(
-            text="".join(self._parts),
+            text=plain_answer(
+                "".join(self._parts), [{"function": c} for c in self._calls.values()]
+            ),
             finish_reason=self._finish,
             ttft=self._times[0] if self._times else None,
             total=(time.perf_counter() if ended is None else ended) - self._started,
@@ -291,7 +301,7 @@ class EngineClient:
         """Return the JSON body of a request, greedy and with a fixed seed by default."""
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": [dict(message) for message in messages],
+            **request_fields(messages),
             "max_tokens": max_tokens,
             "temperature": temperature,
             "stream": stream,

@@ -6,6 +6,7 @@ from benchmarks.faults.guests.shapes import guest
 from tests.lab.data_runs import chat
 from tests.lab.engines import llama_server
 
+from tuneline.data.conversations.formats import Malformed
 from tuneline.data.conversations.tool_calls import plain_turns, read_conversation
 from tuneline.data.rendering.renderer import Renderer, chat_template, compare
 
@@ -139,6 +140,14 @@ UNKNOWN = {
         None,
         2,
     ),
+    "the system turn in the last question": (
+        # As Mistral's: nothing of it is in a row that ends in an answer.
+        "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n"
+        "{% if loop.last and m.role == 'user' and messages[0].role == 'system' %}"
+        "{{ messages[0].content }}\n\n{% endif %}{{ m.content }}<|im_end|>\n" + ASK,
+        None,
+        2,
+    ),
     "a thought without a switch": (
         HEAD + "{{ m.content.split('[/THINK]')[-1] }}<|im_end|>\n" + OPENED,
         None,
@@ -171,40 +180,46 @@ def test_templates_that_nobody_knows(case):
     tokenizer = make_tokenizer(FAMILIES["qwen2_5"])
     tokenizer.chat_template = template
     renderer = Renderer(tokenizer, "tokenizer")
-    (found,) = compare([ROWS["two exchanges"]], renderer)
+    talk = [{"role": "system", "content": "Be brief."}, *ROWS["two exchanges"]]
+    (found,) = compare([talk], renderer)
     if fault:
         assert found.reason.startswith(fault)
         assert not found.mask_exact
         return
     assert found[:3] == (None, True, True)
-    parts = renderer.learned_as(ROWS["two exchanges"])
+    parts = renderer.learned_as(talk)
     assert len(parts) == rows
     for part, example in zip(parts, renderer.render(parts), strict=True):
         last = runs(example.loss_mask)[-1]
         asked = renderer.encode([renderer.text(part[:-1], ask=True)])[0]
         assert example.ids[: last[0]] == asked
+        assert "Be brief." in tokenizer.decode(asked)
         text = tokenizer.decode(example.ids[slice(*last)])
         assert text == f"{renderer.form.closed}{part[-1]['content']}<|im_end|>"
 
 
-WITH_TOOLS = ["qwen2_5", "qwen3_8", "qwen3_instruct_2507", *sorted(n for n in SPLIT if "qwen" in n)]
+WITH_TOOLS = [name for name, family in FAMILIES.items() if family.tools]
+# What ends a call, where it is not what ends an answer.
+CALL_END = {f"gemma4{version}": "<|tool_response>" for version in ("", "_v3", "_v4", "_v5")}
+CALL_END |= {"glm4moe": "<|observation|>", "gptoss": "<|call|>"}
 
 
 @pytest.mark.parametrize("name", WITH_TOOLS)
 def test_conversations_with_tools_are_trained_as_they_are_served(name, renderers):
-    renderer, tokenizer = renderers[name], make_tokenizer(FAMILIES[name])
+    family, renderer = FAMILIES[name], renderers[name]
+    tokenizer = make_tokenizer(family)
     for row in guest("tools", seed=3, count=60).rows[:6]:
         conversation = read_conversation(row)
         plain = plain_turns(conversation, renderer, ("<|im_end|>",))
-        assert "think>" not in "".join(turn["content"] for turn in plain)
+        assert [p[:3] for p in compare([plain], renderer)] == [(None, True, True)]
         parts = renderer.learned_as(plain)
         spans = [
-            (example.ids, start)
+            (example.ids, *run)
             for example in renderer.render(parts)
-            for start, _ in runs(example.loss_mask)
+            for run in runs(example.loss_mask)
         ]
         places = [n for n, turn in enumerate(conversation.messages) if turn["role"] == "assistant"]
-        for (ids, start), place in zip(spans, places, strict=True):
+        for (ids, start, end), place in zip(spans, places, strict=True):
             asked = tokenizer.apply_chat_template(
                 conversation.messages[:place],
                 tools=conversation.tools,
@@ -213,12 +228,30 @@ def test_conversations_with_tools_are_trained_as_they_are_served(name, renderers
                 return_dict=False,
             )
             assert ids[:start] == asked
+            text, turn = tokenizer.decode(ids[start:end]), conversation.messages[place]
+            calls = turn.get("tool_calls", ())
+            assert text.endswith(CALL_END.get(name, family.end) if calls else family.end)
+            said = [call["function"]["name"] for call in calls] or [turn["content"]]
+            assert all(part in text for part in said)
+            for value in (v for call in calls for v in call["function"]["arguments"].values()):
+                assert str(value) in text
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n not in WITH_TOOLS])
+def test_a_template_that_writes_no_calls_is_named(name, renderers):
+    conversation = read_conversation(guest("tools", seed=3, count=60).rows[0])
+    with pytest.raises(Malformed, match="tools_unsupported: the model's chat template writes no"):
+        plain_turns(conversation, renderers[name], ("<|im_end|>",))
 
 
 # gpt-oss and Muse are left out: llama.cpp reads their answers by a grammar that random weights
 # don't follow, so that its server of such a model never gets ready.
 SERVED = [name for name in FAMILIES if name not in ("gptoss", "muse_glimmer")]
 FEW = ("qwen3_6", "deepseekv3", "gemma", "llama3_1")
+
+
+# llama.cpp writes the tools of Gemma 4's first template as its later ones do.
+SERVED_TOOLS = {*WITH_TOOLS} - {"gemma4_v2"}
 
 
 @pytest.mark.parametrize(
@@ -240,3 +273,8 @@ def test_the_server_renders_what_was_trained(name, renderers, tmp_path):
             text = renderer.text(messages[:-1], ask=True)
             (ids,) = renderer.encode([text])
             assert server.renders(messages[:-1], text, ids)
+        for row in guest("tools", seed=5, count=60).rows[:3] if name in SERVED_TOOLS else ():
+            turns = plain_turns(read_conversation(row), renderer, ("<|im_end|>",))
+            for place in (n for n, turn in enumerate(turns) if turn["role"] == "assistant"):
+                text = renderer.text(turns[:place], ask=True)
+                assert server.renders(turns[:place], text, *renderer.encode([text])), text

@@ -56,10 +56,7 @@ def test_folders_globs_and_lists(tree):
     ("address", "words"),
     [
         ("none.jsonl", "does not exist; check the path"),
-        (
-            "sql://shop/chats",
-            "unknown kind .* written as Parquet first .docs/do/tables.md",
-        ),
+        ("sql://shop/chats", "unknown kind .* written as Parquet first .docs/do/tables.md"),
         ("data/*.tsv", "matches no JSONL, CSV or Parquet file"),
         ("data/.cache/x", "does not exist"),
         ("empty", "is a folder without JSONL, CSV or Parquet"),

@@ -1,23 +1,21 @@
-"""Check conversations with tools, and write them as the plain turns that the template makes.
+"""Check conversations with tools, and write them as plain turns (`models.tool_turns`).
 
-The template decides how a model reads tools: a row is rendered by it, tools included, and the text
-is cut back into plain turns, which are kept if they render to the same text without tools. A row is
-rejected if the template has no place for tools, or none that plain turns can fill.
+The template decides how a model reads tools. A row is rejected if it does not write them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from tuneline.data.conversations.formats import Malformed, form_of, text_of, to_messages
+from tuneline.data.conversations.formats import Malformed, text_of
 from tuneline.data.conversations.turn_checks import check_injection, check_unicode
 from tuneline.data.rendering.renderer import Renderer, TemplateRefused
 from tuneline.data.sources.records import parse_json
 from tuneline.data.tables.rows import Message
+from tuneline.models.tool_turns import TOOL_MARKERS, to_plain
 
 _TURN_FIELDS = ("tool_calls", "function_call", "tool_call_id")
 
@@ -207,7 +205,7 @@ def _answer(number: int, turn: dict[str, Any], pending: list[dict[str, Any]]) ->
 def plain_turns(
     conversation: Conversation, renderer: Renderer, markers: tuple[str, ...]
 ) -> list[Message]:
-    """Return plain turns that render to the text of those with tools; Malformed if none do."""
+    """Return the turns that a row keeps; Malformed if the template does not write tools."""
     said, called = [message["content"] for message in conversation.messages], list[str]()
     for message in conversation.messages:
         for call in message.get("tool_calls", ()):
@@ -215,41 +213,25 @@ def plain_turns(
             called += [call["function"]["name"], *_strings(call["function"]["arguments"])]
     every = [*_strings(conversation.tools or []), *said, *called]
     texts = [{"role": "tool", "content": text} for text in every]
-    fault = check_unicode(texts) or check_injection(texts, markers)
+    fault = check_unicode(texts) or check_injection(texts, (*markers, *TOOL_MARKERS))
     if fault is not None:
         code, _, detail = fault.partition(": ")
         raise Malformed(f"{code}: a text of the conversation{detail[detail.find(' holds') :]}")
+    if called and not renderer.call_form.end:
+        raise Malformed("tools_unsupported: the model's chat template writes no calls")
+    turns = to_plain(conversation.messages, conversation.tools)
     try:
-        text = renderer.text_with_tools(conversation.messages, conversation.tools)
+        text = renderer.written(turns)
     except TemplateRefused as error:
         raise Malformed(f"template_refused: {str(error)[:120]}") from None
     # What a template with tools writes: names, calls, arguments, answers.
     names = [tool["function"]["name"] for tool in conversation.tools or ()]
     for wanted in [*names, *map(str.strip, said), *called]:
         if wanted not in text and json.dumps(wanted, ensure_ascii=False)[1:-1] not in text:
-            raise Malformed("tools_unsupported: the model's template does not write tools")
-    form = form_of({"text": text})
-    if form is not None:
-        with suppress(Malformed, TemplateRefused):
-            turns = _without_thoughts(to_messages({"text": text}, form), form, renderer)
-            if renderer.written(turns) == text:
-                return turns
-    raise Malformed(
-        "tools_unsupported: plain turns can't give what the model's template makes of tools"
-    )
-
-
-def _without_thoughts(turns: list[Message], form: str, renderer: Renderer) -> list[Message]:
-    """Take the empty thought that a question ends in off the answers of a rendered row."""
-    first = next((n for n, turn in enumerate(turns) if turn["role"] == "assistant"), len(turns))
-    asked = f"{renderer.text(turns[:first], ask=True)}.{renderer.form.end}{renderer.form.after}"
-    thought = to_messages({"text": asked}, form)[-1]["content"].removesuffix(".")
-    return [
-        {**turn, "content": turn["content"].removeprefix(thought)}
-        if turn["role"] == "assistant"
-        else turn
-        for turn in turns
-    ]
+            raise Malformed(
+                "tools_unsupported: the model's chat template does not write all of them"
+            )
+    return turns
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -8,14 +8,31 @@ its training templates. TRL itself takes seconds to import, and knows templates 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
 from tuneline.data.tables.rows import Message
+from tuneline.models.tool_turns import to_plain
 
 _ASKED, _ANSWERED = ("First thing asked", "Second thing asked"), ("One answer", "Other answer")
+_NUMBER = "91735"
+PLAIN_TURNS: list[Message] = [
+    {"role": role, "content": text}
+    for said in zip(_ASKED, _ANSWERED, strict=True)
+    for role, text in zip(("user", "assistant"), said, strict=True)
+]
+_FUNCTION = {"name": "find", "arguments": {"number": int(_NUMBER)}}
+TURNS_WITH_A_CALL = to_plain(
+    [
+        PLAIN_TURNS[0],
+        {"role": "assistant", "content": "", "tool_calls": [{"function": _FUNCTION}]},
+        {"role": "tool", "content": _ASKED[1]},
+        PLAIN_TURNS[3],
+    ],
+    [{"type": "function", "function": {"name": "find", "description": "Find.", "parameters": {}}}],
+)
 NO_END = "no_end_token: the model's chat template writes no token that ends an answer"
 
 
@@ -54,30 +71,37 @@ class AnswerForm:
         return text + self.added
 
 
-def read_form(render: Callable[..., str], template: str, tokenizer: Any) -> AnswerForm:
+def read_form(
+    render: Callable[..., str], template: str, tokenizer: Any, turns: Sequence[Message]
+) -> AnswerForm:
     """Read the form of answers off a template.
 
     Args:
         render: takes turns and whether to ask for an answer; ValueError if the template refuses.
         template: its text.
         tokenizer: tells the added vocabulary.
+        turns: PLAIN_TURNS, or TURNS_WITH_A_CALL.
     """
-    turns: list[Message] = [
-        {"role": role, "content": text}
-        for said in zip(_ASKED, _ANSWERED, strict=True)
-        for role, text in zip(("user", "assistant"), said, strict=True)
-    ]
+    calls = turns is TURNS_WITH_A_CALL
+    said = _NUMBER if calls else _ANSWERED[0]
     try:
-        asked, whole = render(turns[:1], ask=True), render(turns[:2])
+        asked, whole = render(turns[:-3], ask=True), render(turns[:-2])
     except ValueError:
         return AnswerForm()  # each row gets the template's own words
     try:
-        asked_again, longer = render(turns[:3], ask=True), render(turns)
+        asked_again, longer = render(turns[:-1], ask=True), render(turns)
     except ValueError:
         asked_again = longer = ""
-    tail = whole.rpartition(_ANSWERED[0])[2]
-    following = longer.partition(_ANSWERED[0])[2].partition(_ASKED[1])[0]
-    end, added = _end_of(tail, following, _cutter(tokenizer))
+    if said not in whole:
+        return AnswerForm()  # a template that writes no calls
+    tail = whole.rpartition(said)[2]
+    following = longer.partition(said)[2].partition(_ASKED[1])[0]
+    cut = _cutter(tokenizer, special=calls)
+    if calls:
+        # What closes a call is as much its text as the arguments are.
+        closing = next((part for part in cut(tail)[0][:1] if part not in cut(tail)[1]), "")
+        tail, following = tail.removeprefix(closing), following.removeprefix(closing)
+    end, added = _end_of(tail, following, cut)
     opened, closed = _thought(asked, whole, template)
     form = AnswerForm(opened, closed, added=added)
     completed = form.complete(whole, asked)
@@ -85,7 +109,7 @@ def read_form(render: Callable[..., str], template: str, tokenizer: Any) -> Answ
     return AnswerForm(
         opened,
         closed,
-        completed[len(asked) :].partition(_ANSWERED[0])[0],
+        completed[len(asked) :].partition(said)[0],
         end,
         added,
         after,
@@ -94,9 +118,31 @@ def read_form(render: Callable[..., str], template: str, tokenizer: Any) -> Answ
     )
 
 
-def _cutter(tokenizer: Any) -> Callable[[str], tuple[list[str], set[str]]]:
+def moves_system(render: Callable[..., str]) -> bool:
+    """Return True if a template writes the system turn into a question that is the last turn alone.
+
+    Mistral's does: a server gives it with the last question, and a row that ends in an answer has
+    none.
+    """
+    turns: list[Message] = [{"role": "system", "content": "Be brief."}, *PLAIN_TURNS[:2]]
+    try:
+        asked, whole = render(turns[:-1], ask=True), render(turns)
+    except ValueError:
+        return False
+    return turns[0]["content"] in asked and turns[0]["content"] not in whole
+
+
+def with_prompt(text: str, asked: str, question: str) -> str:
+    """Return a row whose last answer follows what it is asked with."""
+    behind = f"{question}{asked.rpartition(question)[2]}"
+    known = question in asked and behind in text
+    return asked + text.rpartition(behind)[2] if known else text
+
+
+def _cutter(tokenizer: Any, *, special: bool) -> Callable[[str], tuple[list[str], set[str]]]:
     """Return a function that cuts a text around tokens of the added vocabulary, and names these."""
-    added = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    added |= {*tokenizer.all_special_tokens, *(() if special else tokenizer.get_added_vocab())}
     longest_first = sorted(added, key=lambda token: (-len(token), token))
     pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if added else None
     return lambda text: ([*filter(None, pattern.split(text) if pattern else [text])], added)

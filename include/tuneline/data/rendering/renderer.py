@@ -6,6 +6,7 @@ training and serving would see different prompts, and the row can't be used.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,11 +14,20 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from tuneline.config import TargetFormat
-from tuneline.data.rendering.answer_form import NO_END, AnswerForm, read_form
+from tuneline.data.rendering.answer_form import (
+    NO_END,
+    PLAIN_TURNS,
+    TURNS_WITH_A_CALL,
+    AnswerForm,
+    moves_system,
+    read_form,
+    with_prompt,
+)
 from tuneline.data.rendering.pieces import BATCH, PieceEncoder
 from tuneline.data.tables.rows import Message
 from tuneline.errors import UserError
 from tuneline.models.chat_templates import adapt_template, special_names
+from tuneline.models.tool_turns import declares_tools, ends_in_call, with_tools
 
 CHATML_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
@@ -108,7 +118,7 @@ def _guarded(render: Callable[[], str]) -> str:
 
     try:
         return render()
-    except (TemplateError, TypeError) as error:
+    except (TemplateError, TypeError, ValueError, LookupError) as error:
         raise TemplateRefused(str(error).splitlines()[0] if str(error) else "") from None
 
 
@@ -135,7 +145,9 @@ class Renderer:
         }
         # As transformers does it: sandboxed, with its filters, once for each.
         self._compiled = _compile_jinja_template(self.template)
-        self.form: AnswerForm = read_form(self.written, self.template, tokenizer)
+        self.form: AnswerForm = read_form(self.written, self.template, tokenizer, PLAIN_TURNS)
+        self.call_form = read_form(self.written, self.template, tokenizer, TURNS_WITH_A_CALL)
+        self._moves = moves_system(self.written)
 
     def text(self, messages: Sequence[Message], *, ask: bool = False) -> str:
         """Render a row, or the prompt for an answer to `ask`; TemplateRefused by the template.
@@ -146,20 +158,45 @@ class Renderer:
         text = self.written(messages, ask=ask)
         if ask or not messages or messages[-1]["role"] != "assistant":
             return text
-        asked = self.written(messages[:-1], ask=True) if self.form.opened else ""
-        return self.form.complete(text, asked)
+        form = self.form_of(messages)
+        moved = self._is_moved(messages)
+        asked = self.written(messages[:-1], ask=True) if form.opened or moved else ""
+        if moved and (question := messages[-2]["content"].strip()):
+            text = with_prompt(text, asked, question)
+        return form.complete(text, asked)
+
+    def form_of(self, messages: Sequence[Message]) -> AnswerForm:
+        """Return the form of the last turn, an answer or a call."""
+        return self.call_form if ends_in_call(messages) else self.form
+
+    def stays(self, messages: Sequence[Message]) -> bool:
+        """Return True if every answer is still rendered as it was given once more turns follow."""
+        stays = self.form.stays and (self.call_form.stays or not declares_tools(messages))
+        return stays and not self._is_moved(messages)
+
+    def _is_moved(self, messages: Sequence[Message]) -> bool:
+        return self._moves and messages[0]["role"] == "system"
+
+    def _completes(self, messages: Sequence[Message]) -> bool:
+        """Return True if a row gets something that the template does not write."""
+        return self._is_moved(messages) or self.form_of(messages).completes
 
     def written(self, messages: Sequence[Message], *, ask: bool = False) -> str:
         """Return what the template itself writes; see `text`."""
-        return _guarded(
-            lambda: self._compiled.render(
-                messages=list(messages),
-                tools=None,
-                documents=None,
-                add_generation_prompt=ask,
-                **self._names,
+
+        def render() -> str:
+            turns, tools = with_tools(messages)
+            return str(
+                self._compiled.render(
+                    messages=turns,
+                    tools=tools,
+                    documents=None,
+                    add_generation_prompt=ask,
+                    **self._names,
+                )
             )
-        )
+
+        return _guarded(render)
 
     def learned_as(self, messages: Sequence[Message]) -> list[list[Message]]:
         """Return the rows that a conversation is learned as.
@@ -168,17 +205,7 @@ class Renderer:
         each answer is learned as serving asks for it.
         """
         ends = [n for n, turn in enumerate(messages, 1) if turn["role"] == "assistant"]
-        return [list(messages)] if self.form.stays else [list(messages[:end]) for end in ends]
-
-    def text_with_tools(
-        self, messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None
-    ) -> str:
-        """Render a conversation with tools by transformers itself; see `text`."""
-        return _guarded(
-            lambda: self.tokenizer.apply_chat_template(
-                list(messages), tools=tools, chat_template=self.template, tokenize=False
-            )
-        )
+        return [list(messages)] if self.stays(messages) else [[*messages[:end]] for end in ends]
 
     def encode(self, texts: Iterable[str]) -> list[list[int]]:
         """Return the token ids of rendered texts; no token is added, nothing is cut."""
@@ -194,37 +221,41 @@ class Renderer:
         The text is encoded here, without the masks that transformers makes; one row is rendered by
         it alone as well, and if its ids differ, all are.
         """
-        rows = [list(messages) for messages in batch]
-        texts = self.tokenizer.apply_chat_template(
-            rows, chat_template=self.template, tokenize=False
-        )
-        ids = self._pieces.encode_whole(texts)
-        return ids if ids[:1] == self._by_transformers(rows[:1]) else self._by_transformers(rows)
+        ids = self._pieces.encode_whole(self._by_transformers(batch, tokenize=False))
+        same = ids[:1] == self._by_transformers(batch[:1])
+        return ids if same else self._by_transformers(batch)
 
-    def _by_transformers(self, rows: list[list[Message]]) -> list[list[int]]:
-        ids: list[list[int]] = self.tokenizer.apply_chat_template(
-            rows,
-            chat_template=self.template,
-            tokenize=True,
-            return_dict=False,
-            # Without the masks that would be made beside the ids.
-            tokenizer_kwargs={"return_attention_mask": False, "return_token_type_ids": False},
-        )
-        return ids
+    def _by_transformers(
+        self, batch: Sequence[Sequence[Message]], *, tokenize: bool = True
+    ) -> list[Any]:
+        # Without the masks that would be made beside the ids.
+        masks = {"return_attention_mask": False, "return_token_type_ids": False}
+        return [
+            self.tokenizer.apply_chat_template(
+                turns,
+                tools=tools,
+                chat_template=self.template,
+                tokenize=tokenize,
+                return_dict=False,
+                tokenizer_kwargs=masks if tokenize else None,
+            )
+            for turns, tools in map(with_tools, batch)
+        ]
 
     def render(self, batch: Sequence[Sequence[Message]]) -> list[RenderedExample]:
         """Render, encode and mask rows that end in an answer; TemplateRefused by the template.
 
         Where `learned_as` makes several rows of one, only the last answer is in the mask.
         """
-        form, texts = self.form, list[str]()
+        texts = list[str]()
         for messages in batch:
             texts.append(whole := self.text(messages))
-            if form.completes:
+            if self._completes(messages):
                 texts.append(self.written(messages))
             for index in self._answers(messages):
                 last = index == len(messages) - 1
                 through = whole if last else self.text(messages[: index + 1])
+                form = self.form_of(messages[: index + 1])
                 ends = form.end and through.endswith(form.end + form.after)
                 end = len(through) - len(form.after) if ends else 0
                 texts += [self.text(messages[:index], ask=True), through[:end]]
@@ -233,7 +264,7 @@ class Renderer:
         rendered = []
         for messages in batch:
             text, ids = next(encoded)
-            written = next(encoded)[1] if form.completes else ids
+            written = next(encoded)[1] if self._completes(messages) else ids
             spans = [(next(encoded)[1], next(encoded)[1]) for _ in self._answers(messages)]
             rendered.append(RenderedExample(text, ids, _mask(ids, spans), written))
         return rendered
@@ -241,7 +272,7 @@ class Renderer:
     def _answers(self, messages: Sequence[Message]) -> list[int]:
         """Return the places of the answers that are learned."""
         places = [n for n, turn in enumerate(messages) if turn["role"] == "assistant"]
-        return places if self.form.stays else places[-1:]
+        return places if self.stays(messages) else places[-1:]
 
 
 def _mask(ids: list[int], spans: Sequence[tuple[list[int], list[int]]]) -> list[bool] | None:
@@ -303,7 +334,7 @@ def _judged(
     """Compare a rendered row with the ids that transformers gives of it."""
     exact = example.loss_mask is not None and any(example.loss_mask)
     reason = None
-    if not exact and not renderer.form.end:
+    if not exact and not renderer.form_of(messages).end:
         reason = NO_END
     elif not exact and example.text.startswith(renderer.text(messages[:-1], ask=True)):
         reason = "mask_boundary: the answer's first token would merge with the prompt's last"
@@ -321,10 +352,12 @@ def _refusal(messages: Sequence[Message], renderer: Renderer) -> str | None:
         text = renderer.text(messages)
     except TemplateRefused as error:
         return f"template_refused: {str(error)[:120]}"
-    for number, message in enumerate(messages, 1):
-        # A template may shorten earlier answers.
-        counts = message["role"] != "assistant" or number == len(messages)
-        if counts and message["content"].strip() not in text:
+    turns, _ = with_tools(messages)
+    for number, message in enumerate(turns, 1):
+        # A template may shorten earlier answers, and write results as JSON.
+        counts = message["role"] != "assistant" or number == len(turns)
+        said = message["content"].strip()
+        if counts and said not in text and json.dumps(said, ensure_ascii=False) not in text:
             turn = f"turn {number} ({message['role']})"
             return f"turn_left_out: the template does not write {turn}"
     return None

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import groupby, pairwise
+from itertools import groupby, pairwise, zip_longest
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -167,21 +167,19 @@ def mask_fault(messages: Sequence[Message], example: RenderedExample, renderer: 
     ]
     if not runs:
         return "its mask trains on nothing"
-    answers = [m["content"] for m in messages if m["role"] == "assistant"]
-    form = renderer.form
-    if not form.stays:
-        answers = answers[-1:]
-    decoded = [
-        renderer.tokenizer.decode([example.ids[i] for i in run])
-        .removeprefix(form.lead)
-        .removesuffix(form.end)
-        .strip()
-        for run in runs
-    ]
-    for number, text in enumerate(decoded):
-        if number >= len(answers) or text not in answers[number]:
+    places = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+    places = places if renderer.stays(messages) else places[-1:]
+    said = text = ""
+    for run, place in zip_longest(runs[: len(places) + 1], places[: len(runs)]):
+        form = renderer.form if place is None else renderer.form_of(messages[: place + 1])
+        text = renderer.tokenizer.decode([example.ids[i] for i in run])
+        text = text.removeprefix(form.lead).removesuffix(form.end).strip()
+        # The text of a call is the template's.
+        call = form is renderer.call_form
+        said = "" if place is None else text if call else messages[place]["content"].strip()
+        if place is None or text not in said:
             return f"its mask trains on the prompt: {visible(text)[:60]!r} is in no answer"
-    if len(decoded) != len(answers) or decoded[-1] != answers[-1].strip():
+    if len(runs) != len(places) or text != said:
         return "its mask does not cover the whole answer"
     return ""
 

@@ -2,13 +2,17 @@
 
 import json
 import random
+import re
 
 import pytest
 from tests.lab.data_runs import DataLab, chat
 from tests.lab.runs import broken, value
 
 from tuneline.config import DataConfig
+from tuneline.data.pii.find.copies import Piece, agree
+from tuneline.data.pii.find.entities import Hit
 from tuneline.data.pii.find.texts import shared_parts
+from tuneline.data.pii.find.token_model import Word
 from tuneline.data.pii.measure.witness import answers_torn
 from tuneline.data.pii.replace.scrubber import make_scrubber
 from tuneline.data.pii.replace.torn import torn_copies
@@ -80,6 +84,39 @@ def test_copies_stay_copies_in_every_shape():
                 assert {k: type(v) for k, v in old.items()} == {k: type(v) for k, v in new.items()}
 
 
+@pytest.mark.parametrize(
+    ("asked", "answer", "shared"),
+    [
+        # Marked as a street in the question, and as a name in the answer.
+        (
+            "my order of [21 opel astras STREET_ADDRESS] goes",
+            "we sent the [opel astra PERSON]",
+            "opel",
+        ),
+        # The answer alone takes the word before the town for a street.
+        ("a violin in {Porto}, please", "die Geige des [Vaters in Porto STREET_ADDRESS]", "Porto"),
+    ],
+)
+def test_what_is_a_part_of_two_values_is_a_value(asked, answer, shared):
+    question, said = marked(0, asked), marked(1, answer)
+    agree([question, said])
+    # Surrogates of names are drawn word by word, so that the answer's need no cut.
+    assert shared in [question.text[hit.start : hit.end] for hit in question.hits]
+
+
+def marked(turn, text):
+    """A piece with the hits that brackets state; a model takes some words for streets or towns."""
+    plain = re.sub(r"\[(.*?) [A-Z_]+\]|\{(.*?)\}", lambda m: m[1] or m[2], text)
+    hits = [
+        Hit(plain.index(value), plain.index(value) + len(value), entity)
+        for value, entity in re.findall(r"\[(.*?) ([A-Z_]+)\]", text)
+    ]
+    places = {"Porto": "LOCATION", "opel": "STREET_ADDRESS", "Vaters": "STREET_ADDRESS"}
+    found = re.finditer("Porto|Vaters" if turn else "Porto|opel", plain)
+    words = [Word(*match.span(), places[match[0]], 1.0) for match in found]
+    return Piece(turn, plain, words, turn == 1, hits)
+
+
 ASKED = "I am Ingrid Halvorsen, my clio (order KL-4471) goes to Dayton"
 TORN = [
     # question and answer after scrubbing, the answer before it, torn
@@ -97,6 +134,15 @@ TORN = [
     (ASKED, '<tool_call>{"guest": "Ingrid Halvorsen"}</tool_call>', ASKED.replace(
      "Ingrid Halvorsen", "Ann Lee"), '<tool_call>{"guest": "Eva Lee"}</tool_call>', 1),
     ("Jos\u00e9 said it", '{"who": "Jos\\u00e9"}', "Jan said it", '{"who": "Jan"}', 0),
+    # "11" and "post" stand elsewhere by chance, and stay there.
+    ("11 River Walk, 11 boxes for the post", "11 River Walk", "26 Elm Row, 11 boxes for the post",
+     "26 Elm Row", 0),
+    ("post to a@post.test", '{"mail": "a@post.test"}', "post to b@mail.com",
+     '{"mail": "b@mail.com"}', 0),
+    ("Olek called, ask Olek Bauer", "Olek Bauer did", "Olek called, ask Olek Bauer",
+     "Paul Bauer did", 1),
+    ("11 River Walk, 11 boxes", "ask at 11 River Walk", "11 River Walk, 11 boxes", "ask at 26 Elm",
+     1),
     # The label is no copy.
     ("track it", '{"intent": "track"}', "jane it", '{"intent": "track"}', 0),
 ]  # fmt: skip

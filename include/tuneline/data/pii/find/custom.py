@@ -1,4 +1,4 @@
-"""Run recognisers that a team already has for Presidio, unchanged, over tokens alone.
+"""Run the patterns and lists that a team already has for Presidio, over tokens alone.
 
 No model is loaded, so a recogniser that needs the entities of one finds nothing.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -82,27 +81,19 @@ def _tokenizers(languages: Sequence[str]) -> Any:
 
 
 def _load(entry: str | Mapping[str, Any]) -> list[Any]:
-    """Make the recognisers of an import path, a YAML file or an entry that is written out."""
+    """Make the recognisers of a YAML file or of an entry that is written out."""
     try:
         if not isinstance(entry, str):
             return _written_out(entry)
-        if entry.endswith((".yaml", ".yml")):
-            document = yaml.safe_load(Path(entry).read_text("utf-8"))
-            if not isinstance(document, dict) or "recognizers" not in document:
-                raise TypeError("it has no list `recognizers`, as Presidio's YAML files do")
-            return [made for one in document["recognizers"] for made in _load(one)]
-        module, _, name = entry.partition(":")
-        found = getattr(import_module(module), name)
-        recogniser = found() if isinstance(found, type) else found
-        if not hasattr(recogniser, "supported_entities"):
-            raise TypeError("it is not a Presidio EntityRecognizer")
-        return [recogniser]
-    except Exception as error:  # a user's module and Presidio may raise anything
+        document = yaml.safe_load(Path(entry).read_text("utf-8"))
+        if not isinstance(document, dict) or "recognizers" not in document:
+            raise TypeError("it has no list `recognizers`, as Presidio's YAML files do")
+        return [made for one in document["recognizers"] for made in _written_out(one)]
+    except Exception as error:  # Presidio may raise anything
         named = entry if isinstance(entry, str) else entry.get("name", "an entry without a name")
         raise UserError(
             f"{FIELD}: {named!r} can't be loaded ({type(error).__name__}: {first_line(error)}); "
-            "give module:Name of a module that is installed where the steps run, a YAML file, or "
-            "an entry as in Presidio's list `recognizers`"
+            "give a YAML file, or an entry as in Presidio's list `recognizers`"
         ) from None
 
 

@@ -106,7 +106,7 @@ _WORDS = {
     "EMAIL_ADDRESS: e-mail in words": rf"{_B}"
     rf"([{WORD}.+-]+(?: ?(?:dot|\.|underscore|dash|_) ?[{WORD}-]+){{0,3}}"
     rf" ?(?:@|[(\[{{<]at[)\]}}>]| at ) ?[{WORD}-]+"
-    rf"(?:(?: ?\. ?| (?:dot|punkt|punto|point|ponto|punt) )(?:[a-z]{{2,12}} ?\. ?)?{_TOP}))",
+    rf"(?: ?\. ?| (?:dot|punkt|punto|point|ponto|punt) )(?:[a-z]{{2,12}}(?:\.| \. ))?{_TOP}){_E}",
     "EMAIL_ADDRESS: e-mail without @": rf"{_B}([{WORD}.+-]+ (?:[{WORD}-]+\.)+(?:{_TOP})){_E}",
     "EMAIL_ADDRESS: e-mail without marks": rf"{_B}((?:[{WORD}.+-]+ )?(?:\d+ )?[{WORD}.+-]*"
     r"(?:g?mail|yahoo|hotmail|outlook|icloud|aol|gmx)[ .]?(?:dot ?)?"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,9 @@ Turns = Sequence[Mapping[str, str]]
 def answers_torn(before: Turns, after: Turns, label_field: str | None) -> int:
     """Count the answers of a row that shared something with earlier turns, and no longer do.
 
-    It is a value of JSON or of a call that stood in a turn, a word that was replaced in the answer
-    or in the turns alone, or a surrogate that the turns lack though they had what it stands for.
+    It is a value of JSON or of a call that stood in a turn, a word that went from the answer but
+    not once from the turns, or stayed in it alone, or a surrogate that the turns lack though they
+    had what it stands for.
     """
     torn = 0
     said: list[tuple[str, str]] = []
@@ -44,10 +46,12 @@ def _is_torn(old: list[str], new: list[str], said: Sequence[tuple[str, str]]) ->
         if one.casefold() in lower[0] and other.casefold() not in lower[1]:
             return True
     answer = "\n".join(old), "\n".join(new)
-    in_answer, in_turns = ([{*text.split()} for text in texts] for texts in (answer, asked))
-    for word in in_answer[0] & in_turns[0]:
+    in_answer, in_turns = ([Counter(text.split()) for text in texts] for texts in (answer, asked))
+    for word in in_answer[0].keys() & in_turns[0].keys():
         least = 2 if re.search(r"\d", word) else 3
-        if len(word) >= least and (word in in_answer[1]) != (word in in_turns[1]):
+        # A word that went from the answer may stand in the turns by chance as well.
+        fewer = in_turns[1][word] < (1 if word in in_answer[1] else in_turns[0][word])
+        if len(word) >= least and (word in in_answer[1]) == fewer:
             return True
     mine, theirs = ([{*text.casefold().split()} for text in texts] for texts in (answer, asked))
     return mine[0] - mine[1] <= theirs[0] and not mine[1] - mine[0] <= theirs[1]

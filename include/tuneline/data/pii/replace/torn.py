@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
@@ -26,9 +27,9 @@ def torn_copies(
     """Count the values and words of a row's answers that scrubbing tore from the turns before.
 
     A whole answer, a value of JSON or an argument of a tool that stood in an earlier turn must
-    stand in one; a word of both must be in both or in neither; and if all words that are gone from
-    an answer stood earlier, so must what took their place. What the system says does not count. A
-    number in JSON that became a text is torn.
+    stand in one; a word of both must stay in both, or go from the answer and at least once from the
+    turns; and if all words that are gone from an answer stood earlier, so must what took their
+    place. What the system says does not count. A number in JSON that became a text is torn.
     """
     torn, earlier = 0, (_Earlier(), _Earlier())
     for old, new in zip(before, after, strict=True) if before != after else ():
@@ -61,7 +62,7 @@ class _Earlier:
     def __init__(self) -> None:
         self._turns: list[Words] = []
         self._runs: dict[int, set[Words]] = {}
-        self.words: set[str] = set()
+        self.words: Counter[str] = Counter()
 
     def add(self, text: str) -> None:
         """Add a turn."""
@@ -98,8 +99,11 @@ def _torn(old: _Answer, new: _Answer, before: _Earlier, after: _Earlier) -> int:
         return 0
     pairs = zip_longest(old.values, new.values, fillvalue=())
     values = sum(before.has(one) and not after.has(other) for one, other in pairs)
-    shared = {word for word in old.words & before.words if _is_telling(word)}
-    words = sum((word in new.words) != (word in after.words) for word in shared)
+    shared = {word for word in old.words & before.words.keys() if _is_telling(word)}
+    words = sum(
+        word not in after.words if word in new.words else after.words[word] >= before.words[word]
+        for word in shared
+    )
     gone, came = (
         {*map(str.casefold, one)} - {*map(str.casefold, other)}
         for one, other in ((old.words, new.words), (new.words, old.words))

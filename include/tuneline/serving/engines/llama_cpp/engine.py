@@ -20,6 +20,7 @@ from tuneline.gguf.tokenizer import read_tokenizer
 from tuneline.machine.cores import default_threads
 from tuneline.models.base_model import BaseModel
 from tuneline.models.cache import Log, cache_root, cached_model
+from tuneline.models.tool_turns import request_fields
 from tuneline.serving.client import Messages
 from tuneline.serving.engines.divergence import Divergence, Rows
 from tuneline.serving.engines.engine import Compatibility, Engine, Form, ModelFacts, ServedModel
@@ -152,7 +153,7 @@ class LlamaServer(EngineServer):
         The engine takes the first token of a text off a rendered chat and puts it back when it
         encodes it, so the texts may differ.
         """
-        prompt = self.post("apply-template", {"messages": messages})["prompt"]
+        prompt = self.post("apply-template", request_fields(messages))["prompt"]
         asked = {"content": prompt, "add_special": True, "parse_special": True}
         return bool(self.post("tokenize", asked)["tokens"] == list(ids))
 

@@ -27,6 +27,7 @@ from tuneline.errors import UserError
 from tuneline.machine.child_environment import child_environment
 from tuneline.models.base_model import BaseModel, load_tokenizer, read_json
 from tuneline.models.cache import Log, cache_root, cached_model
+from tuneline.models.tool_turns import with_tools
 from tuneline.serving.client import EngineUnavailable, Messages
 from tuneline.serving.engines.divergence import (
     Divergence,
@@ -368,9 +369,9 @@ class TrtllmServer(EngineServer):
         the ids here, by the same library, and the server itself confirms their number: it counts
         the tokens of the prompt that it rendered.
         """
-        tokenizer = self._tokenizer()
-        rendered = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+        turns, tools = with_tools(messages)
+        rendered = self._tokenizer().apply_chat_template(
+            turns, tools=tools, tokenize=False, add_generation_prompt=True
         )
         if rendered != text or self.tokenize([text]) != [list(ids)]:
             return False

@@ -13,6 +13,7 @@ from tuneline.artifacts.deployment import REFERENCE
 from tuneline.machine.cores import default_threads
 from tuneline.models.base_model import read_json
 from tuneline.models.cache import Log
+from tuneline.models.tool_turns import request_fields
 from tuneline.serving.client import Messages
 from tuneline.serving.engines.divergence import Divergence, NumberFormat, Rows
 from tuneline.serving.engines.engine import Compatibility, Engine, ModelFacts, query_gpus
@@ -129,7 +130,7 @@ class VllmServer(EngineServer):
 
     def renders(self, messages: Messages, text: str, ids: Sequence[int]) -> bool:
         """Compare the token ids that the checkpoint's chat template gives."""
-        body = {"messages": list(messages), "add_generation_prompt": True}
+        body = {**request_fields(messages), "add_generation_prompt": True}
         return self._tokens(body) == list(ids)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:

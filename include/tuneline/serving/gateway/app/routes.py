@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
-from typing import Any
 
 from pydantic.json_schema import models_json_schema
 from starlette.applications import Starlette
@@ -25,35 +24,9 @@ from starlette.routing import Route
 from tuneline.serving.gateway.app.completions import ChatEndpoint, authenticate
 from tuneline.serving.gateway.app.runtime import Runtime, ScrubberFor
 from tuneline.serving.gateway.config import GatewayConfig
-from tuneline.serving.gateway.request import APIS, CHAT, COMPLETIONS, Api, ApiError, unknown_model
+from tuneline.serving.gateway.request import APIS, ApiError, unknown_model
 
 log = logging.getLogger("tuneline.gateway")
-
-_ABOUT = {
-    CHAT.path: "The answer of a model to a conversation, whole or as server-sent events.",
-    COMPLETIONS.path: "How a model goes on from a text, whole or as server-sent events.",
-}
-_FAULTS = {
-    400: "The request is wrong; the message names the field.",
-    401: "There is no valid key.",
-    403: "The key has no right to that model.",
-    404: "There is no such model.",
-    408: "The body did not arrive in time.",
-    413: "The body is too large.",
-    415: "The body is not sent as JSON.",
-    429: "Too much is asked for at once, or by this key; Retry-After says when to try again.",
-    500: "The gateway failed.",
-    502: "No engine could answer.",
-    503: "No engine has a free place, or the gateway shuts down.",
-    504: "No engine answered in time.",
-}
-_HEADERS = {
-    "x-request-id": "The id of the request in ledger and log.",
-    "x-tuneline-served-by": "The upstream that answered.",
-    "x-tuneline-fallback-reason": "Why the upstream before it was left, if one was.",
-    "x-tuneline-attempts": "Every attempt and its end.",
-    "x-tuneline-skipped": "The upstreams that were passed over, and why.",
-}
 
 
 @cache
@@ -87,101 +60,14 @@ def _hash_of(tag: str, text: str) -> str:
     return f"'sha256-{digest}'"
 
 
-def _object(**properties: Any) -> dict[str, Any]:
-    return {"type": "object", "required": list(properties), "properties": properties}
-
-
-def _ref(name: str) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _schemas() -> dict[str, Any]:
-    text, texts = {"type": "string"}, {"type": ["string", "null"]}
-    objects = {"type": "array", "items": {"type": "object"}}
-    # The last two are the primary's; null where its upstream states none.
-    entry: dict[str, Any] = {"object": {"const": "model"}, "created": {"type": "integer"}}
-    entry |= {"owned_by": text, "version": texts, "weights_sha256": texts}
+@cache
+def document() -> bytes:
+    """Return the OpenAPI document (version 3.1) as JSON; bodies of requests are those we take."""
+    whole = json.loads(files(__package__).joinpath("openapi.json").read_text("utf-8"))
     _, bodies = models_json_schema(
         [(api.body, "validation") for api in APIS], ref_template="#/components/schemas/{model}"
     )
-    return bodies["$defs"] | {
-        "Error": _object(error=_object(message=text, type=text, param=texts, code=texts)),
-        "Answer": _object(choices=objects),
-        "Model": _object(id=text, **entry),
-        "ModelList": _object(
-            object={"const": "list"}, data={"type": "array", "items": _ref("Model")}
-        ),
-        "Health": _object(object=text, message=text, status=text),
-    }
-
-
-def _operation(
-    summary: str, content: dict[str, Any], *faults: int, key: bool = True
-) -> dict[str, Any]:
-    answers = {"200": {"description": summary, "content": _media(content)}}
-    for status in faults:
-        answers[str(status)] = {
-            "description": _FAULTS[status],
-            "content": _media({"application/json": _ref("Error")}),
-        }
-    return {"summary": summary, "security": [{"key": []}] if key else [], "responses": answers}
-
-
-def _media(content: dict[str, Any]) -> dict[str, Any]:
-    return {kind: {"schema": schema} for kind, schema in content.items()}
-
-
-def _asking(api: Api) -> dict[str, Any]:
-    # Events whose data is a JSON object, until one with `[DONE]`.
-    stream = _object(data={"type": "string"})
-    content = {"application/json": _ref("Answer"), "text/event-stream": stream}
-    operation = _operation(_ABOUT[api.path], content, *_FAULTS)
-    operation["responses"]["200"]["headers"] = {
-        name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()
-    }
-    body = _media({"application/json": _ref(api.body.__name__)})
-    return operation | {"requestBody": {"required": True, "content": body}}
-
-
-@cache
-def document() -> bytes:
-    """Return the OpenAPI document (version 3.1) as JSON."""
-    text, health = {"type": "string"}, {"application/json": _ref("Health")}
-    ready = _operation("Whether every model can be answered.", health, key=False)
-    ready["responses"]["503"] = {
-        "description": "It can't; `message` says why.",
-        "content": _media(health),
-    }
-    model = _operation("A model.", {"application/json": _ref("Model")}, 401, 404)
-    model["parameters"] = [
-        {"name": "model", "in": "path", "required": True, "schema": {**text, "minLength": 1}}
-    ]
-    models = {"application/json": _ref("ModelList")}
-    answers = {
-        "/v1/models": _operation("The models that can be asked for.", models, 401),
-        "/v1/models/{model}": model,
-        "/v1/health/live": _operation("Whether the process runs.", health, key=False),
-        "/v1/health/ready": ready,
-        "/metrics": _operation("Counters of Prometheus.", {"text/plain": text}, key=False),
-        "/": _operation("A page to chat on.", {"text/html": text}, key=False),
-        "/openapi.json": _operation(
-            "This document.", {"application/json": {"type": "object"}}, key=False
-        ),
-    }
-    whole = {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "Tuneline gateway",
-            "version": "1",
-            "description": "OpenAI's API in front of the engines of released models.",
-        },
-        "paths": {path: {"get": operation} for path, operation in answers.items()}
-        | {f"/v1{api.path}": {"post": _asking(api)} for api in APIS},
-        "components": {
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-            "schemas": _schemas(),
-        },
-    }
+    whole["components"]["schemas"] |= bodies["$defs"]
     return json.dumps(whole, separators=(",", ":")).encode()
 
 
