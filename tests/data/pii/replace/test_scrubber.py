@@ -130,7 +130,11 @@ FORMS = [
     ("BIRTH_DATE", "twenty second feb eighty four", r"\d+ [a-z]+"),
     ("BIRTH_DATE", "zweiter Mai", r"\d+ [A-Z][a-z]+"),
     ("DATE", "May 3rd, 2019", r"\d+ [A-Z][a-z]+ 2019"),
-    ("STREET_ADDRESS", "204 east 9th street apt 5b", r"\d{3} [a-z]+ \d[a-z]{2} [a-z]+ [a-z]+ \d[a-z]"),
+    (
+        "STREET_ADDRESS",
+        "204 east 9th street apt 5b",
+        r"\d{3} [a-z]+ \d[a-z]{2} [a-z]+ [a-z]+ \d[a-z]",
+    ),
     ("STREET_ADDRESS", "LINDENWEG 14A", r"[A-Z]+ \d\d[A-Z]"),
     ("PHONE_NUMBER", "(415) 867-5309", r"\([2-9]02\) 555-01\d\d"),
     ("PHONE_NUMBER", "+49 170 1234567", r"\+11 \d{3} 55501\d\d"),

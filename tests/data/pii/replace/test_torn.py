@@ -2,17 +2,13 @@
 
 import json
 import random
-import re
 
 import pytest
 from tests.lab.data_runs import DataLab, chat
 from tests.lab.runs import broken, value
 
 from tuneline.config import DataConfig
-from tuneline.data.pii.find.copies import Piece, agree
-from tuneline.data.pii.find.entities import Hit
 from tuneline.data.pii.find.texts import shared_parts
-from tuneline.data.pii.find.token_model import Word
 from tuneline.data.pii.measure.witness import answers_torn
 from tuneline.data.pii.replace.scrubber import make_scrubber
 from tuneline.data.pii.replace.torn import torn_copies
@@ -84,37 +80,33 @@ def test_copies_stay_copies_in_every_shape():
                 assert {k: type(v) for k, v in old.items()} == {k: type(v) for k, v in new.items()}
 
 
-@pytest.mark.parametrize(
-    ("asked", "answer", "shared"),
-    [
-        # Marked as a street in the question, and as a name in the answer.
-        (
-            "my order of [21 opel astras STREET_ADDRESS] goes",
-            "we sent the [opel astra PERSON]",
-            "opel",
-        ),
-        # The answer alone takes the word before the town for a street.
-        ("a violin in {Porto}, please", "die Geige des [Vaters in Porto STREET_ADDRESS]", "Porto"),
-    ],
-)
-def test_what_is_a_part_of_two_values_is_a_value(asked, answer, shared):
-    question, said = marked(0, asked), marked(1, answer)
-    agree([question, said])
-    # Surrogates of names are drawn word by word, so that the answer's need no cut.
-    assert shared in [question.text[hit.start : hit.end] for hit in question.hits]
+PARTS = [
+    # Taken for a street in the question, and for a name in the answer.
+    (
+        "Not sure whom to ask, but please stop my order of 21 opel astras before it leaves Malaga!",
+        "We stopped the order, sorry for the trouble with the opel astra.",
+        "opel",
+    ),
+    # The answer alone takes the word before the town for a street.
+    (
+        "Fatima photographed her father's violin in Porto on Friday evening.",
+        "Am Freitagabend fotografierte Fatima die Geige ihres Vaters in Porto.",
+        "Porto",
+    ),
+]
 
 
-def marked(turn, text):
-    """A piece with the hits that brackets state; a model takes some words for streets or towns."""
-    plain = re.sub(r"\[(.*?) [A-Z_]+\]|\{(.*?)\}", lambda m: m[1] or m[2], text)
-    hits = [
-        Hit(plain.index(value), plain.index(value) + len(value), entity)
-        for value, entity in re.findall(r"\[(.*?) ([A-Z_]+)\]", text)
-    ]
-    places = {"Porto": "LOCATION", "opel": "STREET_ADDRESS", "Vaters": "STREET_ADDRESS"}
-    found = re.finditer("Porto|Vaters" if turn else "Porto|opel", plain)
-    words = [Word(*match.span(), places[match[0]], 1.0) for match in found]
-    return Piece(turn, plain, words, turn == 1, hits)
+@pytest.mark.parametrize(("asked", "answer", "shared"), PARTS)
+def test_a_part_of_two_values_is_replaced_alike(asked, answer, shared):
+    row = chat(asked, answer)
+    (result,) = scrub([row])
+    one, other = (
+        made["content"]
+        .replace(".", "")
+        .split()[old["content"].replace(".", "").split().index(shared)]
+        for old, made in zip(row, result.messages, strict=True)
+    )
+    assert one == other != shared
 
 
 ASKED = "I am Ingrid Halvorsen, my clio (order KL-4471) goes to Dayton"
