@@ -95,5 +95,5 @@ def test_a_served_answer_has_the_form_of_the_rows():
 def test_calls_that_are_no_longer_json_are_an_error():
     plain = to_plain(CONVERSATIONS["calls again"], TOOLS)
     plain[2]["content"] = plain[2]["content"].replace("{", "", 1)
-    with pytest.raises(ValueError, match="Expecting|Extra data"):
+    with pytest.raises(ValueError, match=r"Expecting|Extra data"):
         with_tools(plain)
