@@ -28,7 +28,7 @@ from tuneline.models.base_model import load_tokenizer, read_json
 from tuneline.models.chat_templates import adapt_template, special_names
 
 # Tokens with which chat models end a turn, where it is not their end-of-sequence token.
-END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
+END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<turn|>")
 
 # llama.cpp has no key for tokens that take the white space after them with them. It knows Phi-3's
 # by the model's name: there every token that is split off does, but for these three.
