@@ -229,6 +229,8 @@ class EngineClient:
         self.base_url = base_url.rstrip("/")
         self.model = model
         self.fields = dict(fields or {})
+        # Fields of requests that declare tools.
+        self.tool_fields: dict[str, Any] = {}
         self.timeout = timeout
         self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(
@@ -306,6 +308,8 @@ class EngineClient:
             "temperature": temperature,
             "stream": stream,
         }
+        if "tools" in body:
+            body |= self.tool_fields
         if seed is not None:
             body["seed"] = seed
         if logprobs:

@@ -14,7 +14,7 @@ from tuneline.machine.cores import default_threads
 from tuneline.models.base_model import read_json
 from tuneline.models.cache import Log
 from tuneline.models.tool_turns import request_fields
-from tuneline.serving.client import Messages
+from tuneline.serving.client import EngineClient, Messages
 from tuneline.serving.engines.divergence import Divergence, NumberFormat, Rows
 from tuneline.serving.engines.engine import Compatibility, Engine, ModelFacts, query_gpus
 from tuneline.serving.engines.server import Counters, EngineServer, ServeRequest
@@ -116,6 +116,12 @@ class VllmServer(EngineServer):
         threads, port = request.threads or default_threads(), request.port or free_port()
         request = replace(request, threads=threads, port=port)
         super().__init__(request, launch_command(request, "--stop-with-stdin"))
+
+    def client(self, *, timeout: float = 300.0, base: bool = False) -> EngineClient:
+        """Return a client; started without a parser of calls, vLLM takes tools only like this."""
+        client = super().client(timeout=timeout, base=base)
+        client.tool_fields = {"tool_choice": "none"}
+        return client
 
     def counters(self) -> Counters:
         """Read the counters; a request generates one token in each step that it is part of."""
