@@ -61,8 +61,8 @@ down: ## stop everything that the stack started
 status: ## list the running services
 	@$(STACK) status
 
-test: $(DEV)/bin/helm ## run all tests; T="path …" these alone, CHANGED=1 those near a change
-	@$(PYTHON) scripts/run_tests.py all $(T) $(CHANGED:%=--changed %)
+test: $(DEV)/bin/helm ## run all tests; T="path …" these alone
+	@$(PYTHON) scripts/run_tests.py all $(T)
 
 test-long: $(DEV)/tuneline-stamp ## run the tests that `make test` leaves out since they take long
 	@$(PYTHON) scripts/run_tests.py long $(T)

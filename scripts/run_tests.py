@@ -23,8 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
-from changed_tests import SECONDS, changed_files, choose, fitting
-
 ROOT = Path(__file__).resolve().parents[1]
 DURATIONS = ROOT / "tests" / "durations.json"
 MEASURED = ROOT / ".tuneline" / "test-durations.json"
@@ -259,7 +257,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("which", choices=MARKS)
     parser.add_argument("paths", nargs="*", metavar="PATH")
-    parser.add_argument("--changed", metavar="COMMIT", help="only what a change since it reaches")
     arguments = parser.parse_args()
     os.chdir(ROOT)
     os.environ["OMP_WAIT_POLICY"] = ONE_THREAD["OMP_WAIT_POLICY"]
@@ -272,7 +269,7 @@ def main() -> int:
     try:
         if arguments.paths:
             return run_paths(arguments.which, arguments.paths)
-        return run_suite("fast" if arguments.changed else arguments.which, arguments.changed)
+        return run_suite(arguments.which)
     except KeyboardInterrupt:
         return 130
 
@@ -311,11 +308,10 @@ def run_paths(which: str, paths: list[str]) -> int:
     return _summary(failed)
 
 
-def run_suite(which: str, changed: str = "") -> int:
+def run_suite(which: str) -> int:
     """Run all tests of a mark, lint and types in lanes, and print what took longest.
 
-    `fast` leaves out the files that DURATIONS names. With a commit (see `changed_files`) only tests
-    that the change since then reaches, and lint.
+    `fast` leaves out the files that DURATIONS names.
     """
     installing = threading.Thread(target=_install_programs)
     installing.start()
@@ -330,9 +326,7 @@ def run_suite(which: str, changed: str = "") -> int:
         os.environ["SHARED_TEST_MODELS"] = f"{folder}/shared"
         Path(folder, "shared").mkdir()
         entries = _entries(known)
-        if changed:
-            entries = _reached(entries, changed)
-        elif which == "fast":
+        if which == "fast":
             entries = [entry for entry in entries if entry.name not in known]
         suite = Suite(entries, MARKS[which], Path(folder))
         suite.run()
@@ -360,19 +354,6 @@ def _entries(known: dict[str, float]) -> list[Entry]:
     for entry in entries:
         entry.seconds = known.get(entry.name, entry.seconds)
     return entries
-
-
-def _reached(entries: list[Entry], changed: str) -> list[Entry]:
-    """Return the entries that a change reaches, as many as run within two minutes."""
-    seconds = {entry.name: entry.seconds for entry in entries if entry.environment}
-    files = changed_files(changed)
-    reached = choose(seconds, files, seconds)
-    chosen = fitting(reached, seconds, SECONDS * (os.cpu_count() or 1))
-    print(f"=== {len(chosen)} of the {len(reached)} files of tests that the change reaches")
-    if not chosen and any(not name.endswith(".md") for name in files):
-        print("run_tests: no test imports what has changed; run make test", file=sys.stderr)
-        sys.exit(1)
-    return [entry for entry in entries if entry.name in ("lint", *chosen)]
 
 
 def _set_up(*arguments: str) -> None:

@@ -1,6 +1,7 @@
 """Starting a run: wrong forms are refused in one sentence and leave nothing behind."""
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,16 @@ def test_a_model_in_production_is_not_run_under_the_laptop_profile(rows, tmp_pat
     for file in ({"settings": {"profile": "production"}}, {"preset": "gpu"}):
         model = Model("m", "", ModelFile.model_validate(file), "m.yaml")
         with pytest.raises(UserError, match="but the file of m says production"):
+            create_run(fields, (tmp_path / "store").as_uri(), "r1", model=model)
+
+
+def test_a_form_brings_no_command(rows, tmp_path):
+    asked = {"metric": "scorer", "scorer": ["score.py"]}
+    fields = {"data": str(rows), "overrides": yaml.safe_dump({"evaluation": asked})}
+    for settings, refused in (({}, True), ({"evaluation": asked}, False)):
+        model = Model("m", "", ModelFile.model_validate({"settings": settings}), "m.yaml")
+        expected = "evaluation.scorer is .*score.py.*, which the file of m does not say"
+        with pytest.raises(UserError, match=expected) if refused else nullcontext():
             create_run(fields, (tmp_path / "store").as_uri(), "r1", model=model)
 
 

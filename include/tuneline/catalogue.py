@@ -160,7 +160,7 @@ STEPS: tuple[Item | Helper, ...] = (
          size=Size.MERGE, grouped=Group.SHIPPING),
     Item("holdout_performance", _E, "Tuned beats base on a hold-out never seen", _CRIT,
          waits_for="build_engine", size=Size.ENGINE),
-    Item("base_regression", _E, "General ability is not forgotten", _CRIT,
+    Item("base_regression", _E, "No catastrophic forgetting of general ability", _CRIT,
          waits_for="holdout_performance", size=Size.ENGINE),
     Helper("extraction_audit", _E, "Look for personal data in what the tuned model writes",
          "extraction", waits_for="base_regression", size=Size.ENGINE),

@@ -226,17 +226,8 @@ def create_run(
             run, or the run id is taken by a run with another configuration.
     """
     config = config_from_fields(fields, where, model.settings if model else None, names)
-    if model and model.file_name and config.name != model.name:
-        raise UserError(
-            f"overrides: name: this DAG trains {model.name}, not {config.name}; another model gets "
-            "its own file in config/models"
-        )
-    # The laptop profile only warns of much that production stops.
-    if model and model.profile == "production" and config.profile != "production":
-        raise UserError(
-            f"profile is {config.profile}, but the file of {model.name} says production, which a "
-            "run can't leave; choose a preset of that profile, or change config/models"
-        )
+    if model:
+        _refuse_unlike(config, model)
     config, parameters = check_inputs(config)
     refuse_unbounded(config, read_policy(), by_person=bool((meta or {}).get("started_by")))
     described: dict[str, Any] = {
@@ -254,6 +245,27 @@ def create_run(
         meta = {**described, "policy": read_policy().recorded()}
         check(Run(open_store(store), f"runs/{name}", config, meta))
     return Run.create(store, name, config, described)
+
+
+def _refuse_unlike(config: PipelineConfig, model: Model) -> None:
+    """Refuse what a run may not set otherwise than its model's file."""
+    if model.file_name and config.name != model.name:
+        raise UserError(
+            f"overrides: name: this DAG trains {model.name}, not {config.name}; another model gets "
+            "its own file in config/models"
+        )
+    command = config.evaluation.scorer
+    if command not in (None, _setting(model.settings, "evaluation.scorer")):
+        raise UserError(
+            f"evaluation.scorer is {command}, which the file of {model.name} does not say; a run "
+            "can't bring a command of its own"
+        )
+    # The laptop profile only warns of much that production stops.
+    if model.profile == "production" and config.profile != "production":
+        raise UserError(
+            f"profile is {config.profile}, but the file of {model.name} says production, which a "
+            "run can't leave; choose a preset of that profile, or change config/models"
+        )
 
 
 def check_inputs(config: PipelineConfig) -> tuple[PipelineConfig, int]:

@@ -15,6 +15,7 @@ from pydantic import PrivateAttr
 from tuneline import CONTRACT_VERSION
 from tuneline.catalogue import get_step, is_helper, steps_after
 from tuneline.config import PipelineConfig, Policy, read_policy, validate_config
+from tuneline.config.data import AUTO
 from tuneline.config.policy import recorded_policy
 from tuneline.config.retired import current
 from tuneline.errors import StepNotRun, TunelineError, UserError
@@ -93,6 +94,15 @@ def hash_measurements(entry: Evidence | Record) -> str:
 def _sha256(content: Any) -> str:
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+LABEL_FIELD = "label_field"
+
+
+def label_field_of(validated: Evidence | Record | None) -> str | None:
+    """Return the field of the class that schema_validation states, None for none."""
+    found = (m for m in validated.measurements if m.name == LABEL_FIELD) if validated else iter(())
+    return next((str(m.value) for m in found), None)
 
 
 # A step that has said nothing for longer is not known to run.
@@ -201,7 +211,16 @@ class Run:
                 f"{CONTRACT_VERSION}; use the image that matches the DAG"
             )
         valid = validate_config(current(config), f"{uri}/config.json")
-        return cls(store, prefix, valid, meta, hash_sections(config))
+        run = cls(store, prefix, valid, meta, hash_sections(config))
+        return run._with_class() if valid.data.label_field == AUTO else run
+
+    def _with_class(self) -> Run:
+        """Return the run with the field of the class that schema_validation found, once it has."""
+        entry = self.find_entry("schema_validation")
+        if entry is None:
+            return self
+        data = self.config.data.model_copy(update={"label_field": label_field_of(entry)})
+        return replace(self, config=self.config.model_copy(update={"data": data}))
 
     def observed_by(self, step: str) -> Run:
         """Return the run as a step sees it, which notes what the step reads."""

@@ -167,7 +167,7 @@ _REMEDIES = {
     "human_review": "run `make review`, or set evaluation.review: true",
     "latency_benchmark": "measure on deployment.target_hardware, or lower evaluation.load",
     "adapter_merging": "raise deployment.quality_rows, or set deployment.multi_tenant: true",
-    "engine_optimization": "choose an engine that knows the architecture (deployment.engine)",
+    "engine_optimization": "choose another deployment.engine, or lower deployment.parallel",
     "production_quantization": "raise deployment.quality_rows, or name other deployment.variants",
     "health_checks": "read the log of the engine under the fault that was not seen",
     "cold_start": "raise the time that a pod may take to start, or ship a smaller variant",

@@ -1,6 +1,6 @@
 import pytest
 
-from tuneline.asking.hardware import Machine, differences
+from tuneline.asking.hardware import Machine, any_machine, differences
 
 H100 = Machine("Intel(R) Xeon(R) Platinum 8480+", 16, 128, ("NVIDIA H100 80GB HBM3",))
 TWO_A100 = Machine("AMD EPYC 7763 64-Core Processor", 64, 512, ("NVIDIA A100-SXM4-80GB",) * 2)
@@ -43,6 +43,15 @@ def test_a_target_is_compared_with_what_computed(target, machine, on_gpu, named)
 
 
 def test_what_an_engine_computed_on_has_the_form_of_a_target():
-    assert LAPTOP.computed_on(on_gpu=False) == "cpu"
+    assert LAPTOP.computed_on(on_gpu=False) == "amd-epyc-9b14-2core-cpu"
+    assert H100.computed_on(on_gpu=False) == "intel-xeon-platinum-8480-16core-cpu"
     assert TWO_A100.computed_on(on_gpu=True) == "2x-nvidia-a100-sxm4-80gb"
-    assert not differences(TWO_A100.computed_on(on_gpu=True), TWO_A100, on_gpu=True)
+    for machine, on_gpu in ((H100, False), (TWO_A100, False), (TWO_A100, True)):
+        name = machine.computed_on(on_gpu=on_gpu)
+        assert not differences(name, machine, on_gpu=on_gpu)
+        assert not any_machine(name)
+
+
+def test_a_kind_of_machine_is_any_machine():
+    assert all(map(any_machine, ("laptop-cpu", "server-cpu", "cpu", "any-local-cpu")))
+    assert not any(map(any_machine, ("epyc-cpu", "2core-cpu", "nvidia-h100")))

@@ -62,7 +62,7 @@ def test_a_server_that_is_not_there_is_given_up():
 
 @pytest.mark.parametrize("wanted", [4, 40])
 def test_an_answer_of_fewer_tokens_than_asked_for_has_failed(wanted, monkeypatch):
-    monkeypatch.setattr("tests.lab.token_stream._usage", lambda body, tokens: {
+    monkeypatch.setattr("tests.lab.token_stream._usage", lambda _, tokens, __: {
         "prompt_tokens": 1, "completion_tokens": min(tokens, 8)
     })  # fmt: skip
     with TokenServer() as server, server.client() as client:

@@ -7,15 +7,21 @@ import warnings
 import pytest
 from sklearn.metrics import f1_score
 
-from tuneline.asking.answer_values import final_number, find_object, structure_of, tool_calls
+from tuneline.asking.answer_values import (
+    final_number,
+    find_object,
+    same_number,
+    structure_of,
+    tool_calls,
+)
 from tuneline.asking.tasks import (
     Task,
     choose_task,
     compare,
+    further_tasks,
     judge,
     not_worse,
     rows_needed,
-    text_tasks,
 )
 from tuneline.errors import UserError
 from tuneline.statistics import Interval, mean_difference, mean_interval, paired, wilson
@@ -155,14 +161,15 @@ def call(order):
     ("expected", "metric", "why"),
     [
         ([EXPECTED], "json_field", "every expected answer is JSON with 'intent'"),
-        ([EXPECTED, "plain"], "exact", "three words"),
+        ([EXPECTED, "plain", "plain too"], "exact", "three words"),
         ([call(n) for n in range(4)] + ["Which order?"], "tool_calls", "4 of 5"),
         (["She ate 3.\n#### 12", "#### 7", "9", " $3.50 ", "-7%"], "number", "a number"),
         (["42 apples", "7"], "exact", "three words"),
         (["billing", "login"] * 5 + ["shipping"] * 4, "exact", "3 different texts"),
         ([s for s in SENTENCES[:2] for _ in range(4)], "exact", "2 different texts"),
         (["Paris", "Rome", "Oslo", "Port Louis"], "exact", "three words"),
-        ([f'{{"text": "{s}"}}' for s in SENTENCES], "exact", "JSON"),
+        ([f'{{"text": "{s}"}}' for s in SENTENCES], "chrf", "free text"),
+        ([f'{{"n": {n}, "text": "{s}"}}' for n, s in enumerate(SENTENCES)], "fields", "JSON"),
         (SENTENCES, "chrf", "free text of 13 words"),
     ],
 )
@@ -177,7 +184,7 @@ def test_labels_are_those_of_closed_answers_only():
     assert closed.labels == ("billing", "login")
     assert closed.score("It is about Billing.", "billing", anywhere=True)
     assert not closed.score("Billing or login.", "billing", anywhere=True)
-    assert not closed.right("It is about billing.", "billing")
+    assert not closed.score("It is about billing.", "billing")
     assert choose_task("auto", None, SENTENCES).labels == ()
     both = choose_task("exact", None, ["refund", "no refund"] * 4)
     assert both.label("there is no refund", anywhere=True) == "no refund"
@@ -188,7 +195,7 @@ def test_labels_are_those_of_closed_answers_only():
     [
         ("json_field", "intent", [EXPECTED, "plain"], "1 of 2 expected answers have no field 'int"),
         ("json_field", None, [EXPECTED], "label_field"),
-        ("number", None, ["3", "three"], "number, but 1 of 2 expected answers hold no number"),
+        ("number", None, ["3", "three"], "number, but 1 of 2 expected answers hold no one number"),
         ("tool_calls", None, SENTENCES, "none of the 6 expected answers calls a tool"),
         ("macro_f1", "intent", SENTENCES, "macro_f1, but 6 of 6 .* no field 'intent'"),
     ],
@@ -261,11 +268,77 @@ def test_texts_of_json_answers_are_tasks():
         json.dumps({"intent": "a", "reply": f"We look at case {n} now.", "team": "x", "same": FORM})
         for n in range(4)
     ]
-    [reply] = text_tasks(Task("json_field", "intent"), answers)
+    task = Task("json_field", "intent")
+    assert [each.prefix for each in further_tasks(task, answers * 3)[0]] == [
+        "reply.", "team.", "same.", "field_names."
+    ]  # fmt: skip
+    [reply, *_], few = further_tasks(task, answers * 2 + ['{"intent": "a", "reply": ""}'] * 2)
+    assert few == ["team", "same"]
     assert (reply.name, reply.metric) == ("reply chrF", "chrf")
     assert reply.score(f"Sure: {answers[0]}", answers[0]) == 0.0
     assert reply.score(f"Sure: {answers[0]}", answers[0], anywhere=True) == 1.0
-    assert text_tasks(Task("json_field", "intent"), [*answers, "{}"]) == []
+    assert further_tasks(Task("exact"), answers * 3) == ([], [])
+
+
+def test_parts_of_an_answer_are_judged_on_the_rows_that_have_them():
+    expected = [
+        *(json.dumps({"id": n, "fee": 2.0, "items": [n, n]}) for n in range(12)),
+        *(json.dumps({"id": n}) for n in range(12)),
+    ]
+    task = choose_task("auto", None, expected)
+    parts, few = further_tasks(task, expected)
+    wrong = [json.dumps({"id": n % 12, "fee": 2, "items": [n, n + 1]}) for n in range(24)]
+    found = {each.prefix: judge(each, wrong, expected).scores for each in parts}
+    assert few == []
+    assert judge(task, wrong, expected).scores == (2 / 3,) * 12 + (1.0,) * 12
+    assert found == {
+        "id.": (1.0,) * 24,
+        "fee.": (1.0,) * 12,
+        "items.": (0.0,) * 12,
+        "field_names.": (1.0,) * 12 + (0.0,) * 12,
+    }
+
+
+def test_calls_and_texts_are_judged_apart():
+    expected = [*map(call, range(12)), *(s for s in SENTENCES for _ in (0, 1))]
+    task = choose_task("auto", None, expected)
+    parts, _ = further_tasks(task, expected)
+    silent = ["Nothing."] * 24
+    talking = [*map(call, range(12)), *["zzz"] * 12]
+    eager = [call(1)] * 24
+    found = [
+        [judge(each, answers, expected) for each in (task, *parts)]
+        for answers in (expected, silent, talking, eager)
+    ]
+    shares = [[one.interval.value for one in each] for each in found]
+    assert shares[0] == [1.0, 1.0, 1.0]
+    assert shares[1][:2] == [0.5, 0.0]
+    assert shares[2][:2] == [1.0, 1.0]
+    assert shares[2][2] < 0.1
+    assert shares[3][2] == 0.0
+    kept = found[3][1].rows([n % 2 == 0 for n in range(24)])
+    assert kept.other([call(n) for n in range(0, 24, 2)]).scores == (1.0,) * 6
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("4,5", "3,5"),
+        ("1/4", "3/4"),
+        ("11:30", "12:30"),
+        ("1.234,5", "1.244,5"),
+        ("1.2.3", "2.2.3"),
+    ],
+)
+def test_numbers_that_end_alike_are_not_the_same(first, second):
+    assert not same_number(first, second, 1e-4)
+    task = choose_task("auto", None, [first, second] * 3)
+    assert not task.score(first, second)
+
+
+def test_several_numbers_are_refused():
+    with pytest.raises(UserError, match="hold no one number"):
+        choose_task("number", None, ["7 of 10", "3 of 10"])
 
 
 def test_graded_scores_against_a_margin():

@@ -6,13 +6,16 @@ from dataclasses import replace
 
 import pytest
 from tests.lab.data_runs import WORDS, answer, chat, clean_rows, code, text, write_jsonl
-from tests.lab.runs import value
+from tests.lab.runs import broken, value
 
 from tuneline.config import DataConfig
 from tuneline.data.near_duplicates.alike import asks_something_else, signs
 from tuneline.data.near_duplicates.compared_text import Affixes, common_affixes
 from tuneline.data.near_duplicates.deduplicate import deduplicate
 from tuneline.data.tables.rows import Row
+
+# What finds near-duplicates of one side on the other.
+SEARCH = "tuneline.data.near_duplicates.deduplicate.nearest"
 
 ITEM = "deduplication"
 
@@ -72,13 +75,20 @@ def test_a_leak_across_the_split_fails_step_and_gate(data_lab, monkeypatch):
     assert value(entry, "cross_split_near_duplicates") == 0
     assert "cross_split_duplicate" in {code(r) for r in lab.rejected(ITEM)}
     # With both blind here, the leak stays in and the search of the final audit finds it.
-    monkeypatch.setattr("tuneline.data.near_duplicates.deduplicate.nearest", lambda *_: {})
+    monkeypatch.setattr(SEARCH, lambda *_: {})
     for name in ("deduplication", "token_length_audit", "distribution_balancing"):
         lab.step(name)
     record = lab.step("final_audit")
     leaks = next(m for m in record.measurements if m.name == f"{ITEM}.cross_split_near_duplicates")
     assert leaks.value > 5
     assert leaks.ok is False
+
+
+def test_a_leak_that_stays_after_the_second_search_fails_step_and_gate(data_lab, monkeypatch):
+    monkeypatch.setattr(SEARCH, lambda left, right, _: {0: (0, 0.9)} if left and right else {})
+    lab = data_lab(clean_rows(120))
+    assert broken(lab.upto(ITEM)) == {"cross_split_near_duplicates"}
+    lab.agree(ITEM, "fail")
 
 
 def test_a_share_outside_its_limits_fails(data_lab):

@@ -1,17 +1,22 @@
 import itertools
+import math
 import random
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 from tests.lab.data_runs import DataLab, answer, chat, clean_rows, text
 from tests.lab.runs import broken, value
 
 from tuneline.artifacts.data import AUDIT, DATASET, DATASET_VERSION, TRIGGERS
+from tuneline.asking.rows import answer_limit
 from tuneline.config import DataConfig
 from tuneline.data.final_audit import dataset_version, found_again, rows_with_pii
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import Row, read_dataset, stored_dataset, write_dataset
+from tuneline.errors import UserError
+from tuneline.models import load_tokenizer
 from tuneline.verdicts import status
 
 
@@ -46,6 +51,50 @@ def test_clean_rows_hold(lab):
     found = DATASET_VERSION.find(lab.run)
     assert (found.rows, found.version) == (120, value(record, "dataset_version"))
     assert found.splits == {"train": 90, "validation": 12, "holdout": 18}
+
+
+@pytest.mark.parametrize(
+    ("heads", "shared"),
+    [
+        ((), None),
+        (("Be kind.",), "Be kind."),
+        (("Be kind.", "Be short."), None),
+        # A row of the hold-out has none.
+        (("Be kind.", None), None),
+    ],
+)
+def test_a_system_turn_ships_if_every_row_begins_with_it(lab, heads, shared):
+    def begun(rows):
+        last = len(rows) - 1
+        return [
+            replace(row, messages=[{"role": "system", "content": head}, *row.messages])
+            if (head := heads[-1 if at == last else 0])
+            else row
+            for at, row in enumerate(rows)
+        ]
+
+    lab.audit(begun if heads else lambda rows: rows)
+    assert DATASET_VERSION.find(lab.run).system == shared
+
+
+def test_a_limit_that_cuts_expected_answers_is_refused_before_training(lab):
+    longest = DATASET_VERSION.find(lab.run).format.answer_tokens_max
+    renderer = Renderer(load_tokenizer(Path(lab.run.config.base_model)), "tokenizer")
+    ends = [sum(one.last_answer()) for one in renderer.render([r.messages for r in lab.found[0]])]
+    assert longest == max(ends)
+    settings = lab.run.config.evaluation
+    assert answer_limit(lab.run) == math.ceil(1.25 * longest) + 8
+
+    def audit_with(limit):
+        changed = settings.model_copy(update={"max_new_tokens": limit})
+        vars(lab.run)["config"] = lab.run.config.model_copy(update={"evaluation": changed})
+        return lab.audit()
+
+    for limit in (longest, None):
+        assert broken(audit_with(limit)) == set()
+    with pytest.raises(UserError, match=rf"{longest} tokens: leave it out, or set"):
+        audit_with(longest - 1)
+    vars(lab.run)["config"] = lab.run.config.model_copy(update={"evaluation": settings})
 
 
 def test_a_phrase_that_forces_a_label_is_named_before_training(lab):

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 from benchmarks.workloads.support_chat import make_conversations
 from tests.lab.data_runs import answer, chat, clean_rows, code, in_form, text
-from tests.lab.runs import value
+from tests.lab.runs import Lab, value
 
 from tuneline.config import DataConfig
 from tuneline.data.conversations.formats import FORMS
@@ -14,6 +14,7 @@ from tuneline.data.schema_validation import validate
 from tuneline.data.sources.streams import RawRecord
 from tuneline.errors import UserError
 from tuneline.models import load_tokenizer
+from tuneline.run import Run
 
 ITEM = "schema_validation"
 
@@ -92,6 +93,8 @@ SCHEMA = {
         (clean_rows(6), "a", '{"intent": "login", "reply": "\\ud83d"}', ["bad_character"], {}),
         # The first token of the answer merges with the prompt's last.
         (PLAIN, "a", "\n\nb", ["mask_boundary"], {}),
+        # A plain row may not hold the marks that tools are written between.
+        (PLAIN, "<tools declared>", "b", ["special_token"], {}),
     ],
 )
 def test_an_answer_among_others(data_lab, rows, asked, reply, codes, settings):
@@ -100,6 +103,72 @@ def test_an_answer_among_others(data_lab, rows, asked, reply, codes, settings):
     assert [code(r) for r in lab.rejected(ITEM)] == codes
     kept = lab.table(ITEM, "quarantine/rows.parquet")
     assert all((row["label"] is None) == (rows is PLAIN) for row in kept)
+
+
+def without(*fields):
+    """Rows with a class, whose answers lack fields or have others too."""
+
+    def row(number):
+        value = {"intent": LABELS[number % 3], "reply": text(number), "urgency": "low"}
+        value["team"] = LABELS[number % 2]
+        value = {key: entry for key, entry in value.items() if key not in fields}
+        return {"messages": chat(text(number), json.dumps(value))}
+
+    return [row(number) for number in range(60)]
+
+
+LABELS = ("billing", "login", "shipping")
+
+
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        # A reply is no class, nor is what all answers say.
+        (without("team"), "intent"),
+        (without("intent"), "team"),
+        # Of two fields that repeat nobody can say which is meant.
+        (without(), None),
+        (without("intent", "team"), None),
+        ([{"messages": chat(text(n), text(n, 3))} for n in range(40)], None),
+        # Too few rows for so many values.
+        ([{"messages": chat(text(n), answer(f"class {n % 9}", text(n)))} for n in range(40)], None),
+    ],
+)
+def test_the_class_is_the_one_field_that_repeats(data_lab, rows, found):
+    lab = data_lab(rows, label_field="auto")
+    entry = lab.step(ITEM)
+    assert Run.open(lab.run.uri).config.data.label_field == found
+    assert {row["label"] for row in lab.table(ITEM, "quarantine/rows.parquet")} == (
+        {json.loads(row["messages"][-1]["content"])[found] for row in rows} if found else {None}
+    )
+    said = f"the class is in {found!r}." if found else "no field is taken as a class."
+    assert entry.summary.endswith(said)
+    lab.agree(ITEM, "pass")
+
+
+def test_a_class_that_many_answers_lack_is_named_but_not_taken(data_lab):
+    lost = [{"messages": chat(text(n), json.dumps({"reply": text(n)}))} for n in range(60, 80)]
+    lab = data_lab([*without("team"), *lost], label_field="auto")
+    summary = lab.step(ITEM).summary
+    assert summary.endswith(
+        "no field is taken as a class ('intent' is one in 60 answers: name it if it is)."
+    )
+
+
+@pytest.mark.parametrize("rows", [without("intent"), [{"messages": chat(text(1), "Yes.")}]])
+def test_a_class_that_no_answer_has_is_refused(data_lab, rows):
+    lab = data_lab(rows, label_field="intent")
+    with pytest.raises(UserError, match=r"'intent', which none of \d+ answers has") as refused:
+        lab.step(ITEM)
+    assert ("'reply' (60), 'urgency' (60), 'team' (60)" in str(refused.value)) == (len(rows) > 1)
+
+
+def test_a_policy_that_asks_for_a_class_refuses_answers_without_one(data_lab, tmp_path):
+    lab = data_lab(without(), label_field="auto")
+    production = {"profile": "production", "data": lab.run.config.data.model_dump()}
+    strict = Lab(tmp_path, {**production, "base_model": lab.run.config.base_model}, "strict")
+    with pytest.raises(UserError, match=r"the policy asks for a class .* data\.label_field"):
+        strict.execute(ITEM)
 
 
 def test_a_wrong_schema_is_the_users_error(data_lab):

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 from tests.lab.data_runs import answer, chat, clean_rows, code, text
-from tests.lab.runs import value
+from tests.lab.runs import broken, value
 
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.token_length_audit import fit, split_at_turns
@@ -150,6 +150,19 @@ def test_pieces_keep_their_row_and_split(data_lab):
     for item in (ITEM, "distribution_balancing"):
         gate = lab.gate(item)
         assert gate.verdict == "pass", gate.summary
+
+
+def test_too_many_long_rows_fail_where_each_was_split(data_lab):
+    long = [[t for n in range(12) for t in chat(text(c + n), text(c + n + 12))] for c in (500, 600)]
+    lab = data_lab(
+        [*clean_rows(20), *({"messages": turns} for turns in long)],
+        max_tokens=400,
+        too_long="split",
+        label_field=None,
+    )
+    assert broken(lab.upto(ITEM)) == {"over_limit_share"}
+    assert lab.rejected(ITEM) == []
+    lab.agree(ITEM, "fail")
 
 
 def test_no_rows_is_said(data_lab):

@@ -1,7 +1,9 @@
 import json
 import math
+import random
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 from tests.deployment.conftest import files_below
@@ -11,9 +13,10 @@ from tests.lab.tiny_task import conversation, make_tokenizer, task_rows, train
 from tuneline.artifacts.deployment import DECISION
 from tuneline.artifacts.training import Plan
 from tuneline.data.rendering.renderer import Renderer
+from tuneline.deployment import adapter_merging
 from tuneline.deployment.merging.checkpoints import ScoredRows, compare_adapter, compare_engine
 from tuneline.errors import TunelineError
-from tuneline.evidence import conclude
+from tuneline.evidence import conclude, measure
 from tuneline.gguf.export import export_gguf, export_lora_gguf
 from tuneline.models.base_model import load_tokenizer
 from tuneline.serving.engines.divergence import ScoredRow, checkpoint_losses
@@ -171,6 +174,57 @@ def test_a_fault_of_the_export_is_seen(plant, rules, found, exported_lab, tiny_m
     assert evidence.verdict == "fail"
     assert rules <= broken(evidence)
     assert values(evidence).items() >= found.items()
+
+
+@pytest.mark.parametrize(("ties", "verdict"), [(1, "pass"), (2, "warn"), (4, "fail")])
+def test_answers_that_differ_by_near_ties_fail_only_all_together(
+    exported_lab, monkeypatch, ties, verdict
+):
+    """transformers answers some of four rows otherwise, with the probabilities of the engine."""
+    compare = adapter_merging.compare_checkpoints
+
+    def tied(*folders, **options):
+        found = compare(*folders, **options)
+        other = ["a near-tie"] * ties
+        return replace(found, greedy=(*other, *found.greedy[ties:]))
+
+    monkeypatch.setattr(adapter_merging, "compare_checkpoints", tied)
+    evidence = execute(exported_lab())
+    assert evidence.verdict == verdict
+    assert broken(evidence) == (set() if verdict == "pass" else {"engine_as_transformers"})
+
+
+@pytest.mark.parametrize(
+    ("equal", "witness", "verdict"),
+    [
+        # Of eight answers: up to two are shown to be below the limit.
+        (6, "fail", "pass"),
+        (5, "pass", "warn"),
+        (5, "fail", "inconclusive"),
+        (5, "inconclusive", "inconclusive"),
+        (2, "pass", "inconclusive"),
+        (2, "inconclusive", "inconclusive"),
+        (2, "fail", "fail"),
+        (0, "pass", "fail"),
+    ],
+)
+def test_few_equal_answers_fail_with_a_second_witness(equal, witness, verdict):
+    held = measure(
+        "w", witness == "pass", "", "==", True, on_breach="fail" if witness == "pass" else witness
+    )
+    answers = [str(number < equal) for number in range(8)]
+    assert conclude([adapter_merging.same_answers("n", answers, ["True"] * 8, held)]) == verdict
+
+
+def test_a_faithful_engine_hardly_ever_fails_by_its_greedy_answers():
+    """Near-ties turn three of ten answers; without a witness 35 and 45 % of the runs failed."""
+    draw, held = random.Random(0), measure("w", True, "", "==", True)
+    for rows in (adapter_merging.CHECKPOINT_ROWS, adapter_merging.ENGINE_ROWS):
+        runs = [[str(draw.random() < 0.7) for _ in range(rows)] for _ in range(2000)]
+        judged = [
+            adapter_merging.same_answers("n", answers, ["True"] * rows, held) for answers in runs
+        ]
+        assert sum(conclude([found]) == "fail" for found in judged) <= 0.02 * len(runs)
 
 
 def test_another_tokenizer_in_the_engine_is_seen(exported_lab, tiny_models, tmp_path):

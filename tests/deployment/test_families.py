@@ -12,7 +12,11 @@ from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary
 # In the default suite; the others are left to the long tests.
 USUAL = ("gemma 3", "phi-3")
 CASES = [name if name in USUAL else pytest.param(name, marks=pytest.mark.long) for name in FAMILIES]
-SETTINGS = {"training": {"max_steps": 20}, "deployment": {"quality_rows": 4}}
+SETTINGS = {
+    "training": {"max_steps": 20},
+    "evaluation": {"max_new_tokens": 48},
+    "deployment": {"quality_rows": 4},
+}
 
 
 @pytest.mark.parametrize("name", CASES)

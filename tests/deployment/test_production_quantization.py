@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from tests.lab.runs import values
+from tests.lab.runs import broken, values
 from tests.lab.tiny_task import task_rows
 
 from tuneline import step
@@ -93,11 +93,17 @@ def test_what_loses_too_much_does_not_ship(deployment, verdict, said, exported_l
     assert verdict == "fail" or values(evidence)["chosen"] == "f16"
 
 
+def test_a_choice_beyond_the_limits_fails(exported_lab, monkeypatch):
+    monkeypatch.setattr(production_quantization, "choose", lambda variants, _: variants[-1])
+    evidence = execute(exported_lab(deployment={"quality_rows": 24}))
+    assert (evidence.verdict, broken(evidence)) == ("fail", {"chosen_metric_drop_upper"})
+
+
 def break_measuring(monkeypatch):
-    def broken(*_):
+    def dead(*_):
         raise RuntimeError("the server of q8_0 died")
 
-    monkeypatch.setattr(production_quantization, "measure_variants", broken)
+    monkeypatch.setattr(production_quantization, "measure_variants", dead)
 
 
 def test_the_unquantised_model_ships_if_measuring_breaks(exported_lab, monkeypatch, tiny_models):

@@ -48,7 +48,7 @@ def apart_lab(tiny_models, tmp_path, tmp_path_factory, monkeypatch):
             "base_model": str(tiny_models.base),
             "deployment": {**APART, **deployment},
             # No tiny model knows prose.
-            "evaluation": {"max_perplexity_ratio": 1e307, **FEW},
+            "evaluation": {"max_perplexity_ratio": 1e307, "max_new_tokens": 24, **FEW},
         }
         lab = Lab(tmp_path / run_id, settings, run_id, store=(tmp_path / "store").as_uri())
         lab.root = tmp_path

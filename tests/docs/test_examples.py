@@ -208,7 +208,7 @@ def test_the_first_csv_is_refused_and_then_taken_as_the_page_says(tmp_path):
         subprocess.run(["bash", "-euc", block], cwd=tmp_path, check=True)
         (tmp_path / f"run-{len(verdicts)}").mkdir()
         source = str(tmp_path / ".tuneline" / "first" / "tickets.csv")
-        data = {**settings["data"], "source": source}
+        data = {"label_field": "auto", **settings["data"], "source": source}
         lab = DataLab(tmp_path / f"run-{len(verdicts)}", base, [], **data)
         verdicts.append(lab.step("schema_validation"))
     assert [found.verdict for found in verdicts] == ["fail", "pass"]

@@ -1,14 +1,17 @@
+from hashlib import sha256
+
 import pytest
-from tests.lab.runs import Lab, broken, value, values
+from tests.lab.runs import Lab, broken, dataset_rows, exchange, value, values
 from tests.lab.tiny_task import make_model, make_tokenizer, save, train_on, words
 
-from tuneline.asking.general_questions import Question, load_questions
+from tuneline.asking.general_questions import Question, held_by, load_questions
 from tuneline.errors import UserError
 from tuneline.evaluation import base_regression
 from tuneline.evaluation.base_regression import above_chance, limits_of
 from tuneline.evaluation.forgetting.decision import Limits
-from tuneline.evaluation.forgetting.pair import Reply
+from tuneline.evaluation.forgetting.pair import Pair, Reply
 from tuneline.serving.engines.llama_cpp.engine import LlamaCpp
+from tuneline.statistics import RowLosses
 
 NUMBERS = ("one", "two", "three", "four")
 COLOURS = ("red", "green", "blue", "grey")
@@ -91,9 +94,10 @@ def made_up_lab(forgetful, tmp_path, monkeypatch):
         questions.append(Question(f"q{number}", category, prompt, check, 8))
     monkeypatch.setattr(base_regression, "load_suite", lambda: questions)
 
-    def make(model, run_id="test", **evaluation):
+    def make(model, run_id="test", rows=None, **evaluation):
         settings = {"max_perplexity_ratio": 1000.0, **evaluation}
         lab = Lab(tmp_path, {"base_model": str(forgetful[0]), "evaluation": settings}, run_id)
+        lab.leave_dataset(rows or dataset_rows({"train": 1}))
         lab.leave_shipped(model)
         return lab
 
@@ -125,6 +129,43 @@ def test_a_model_that_forgot_arithmetic_only_fails_and_is_told_so(made_up_lab, f
     assert changes["arithmetic"] < -0.8
     assert changes["facts"] > -0.1
     assert "lost beyond chance: arithmetic (the weakest" in evidence.summary
+    assert table[0]["smallest_drop_named"] == pytest.approx(1 / 6, abs=0.1)
+    assert " points is shown" in evidence.summary
+
+
+def test_questions_that_training_rows_hold_do_not_count_and_too_many_fail(made_up_lab, forgetful):
+    known = [question.prompt for question in base_regression.load_suite()]
+
+    def trained_on(count):
+        """Rows of which each asks one of the questions, in another case."""
+        return dataset_rows({"train": count}, lambda n: (exchange(known[n].upper(), "a"), "a"))
+
+    lab = made_up_lab(forgetful[1], rows=trained_on(6))
+    evidence = lab.execute("base_regression")
+    assert (evidence.verdict, value(evidence, "questions_in_training")) == ("pass", 6)
+    assert value(evidence, "questions") == value(evidence, "questions_planned") == 114
+    asked = {entry["prompt"] for entry in lab.lines("base_regression", "answers.jsonl")}
+    assert asked == set(known[6:])
+    assert "6 are in the training rows and did not count" in evidence.summary
+    many = made_up_lab(forgetful[1], "many", rows=trained_on(7)).execute("base_regression")
+    assert (many.verdict, broken(many)) == ("fail", {"questions_in_training"})
+    with pytest.raises(UserError, match="hold all general questions"):
+        made_up_lab(forgetful[1], "all", rows=trained_on(120)).execute("base_regression")
+
+
+def test_a_question_is_held_by_its_words_in_a_row():
+    def held(prompt, *texts):
+        return bool(held_by([Question("q", "facts", prompt, {}, 8)], texts))
+
+    long = " ".join(f"word{n}" for n in range(20))
+    assert held(long, "other", f"before word4 {long[30:120]} after")
+    # Twelve words in a row are not thirteen.
+    assert not held(long, " ".join(f"word{n}" for n in range(12)))
+    assert held("Which of these can you eat?", "He asked: which of these, can you EAT today")
+    assert not held("Which of these can you eat?", "which of these can you drink", "")
+    # Chance writes two words; a whole turn of them is no chance.
+    assert not held("2 + 6 =", "I paid 2 6 times")
+    assert held("2 + 6 =", "2 + 6")
 
 
 def test_an_engine_without_probabilities_names_one_of_the_choices(
@@ -151,7 +192,7 @@ def test_a_first_look_is_enough_for_a_model_that_kept_everything(made_up_lab, fo
     assert (found["questions"], found["questions_planned"]) == (40, 120)
     assert found["texts"] == 5
     assert evidence.summary.endswith(
-        "80 more were not asked, since these exclude a loss of 0.2 at 99%"
+        "80 more were not asked, since these exclude a loss of 0.2 at 99.0%"
     )
 
 
@@ -175,10 +216,46 @@ def test_a_model_that_fails_by_its_texts_is_asked_the_first_look_alone(made_up_l
     ctx = made_up_lab(forgetful[1], regression_first_look=40).context("base_regression")
     questions = base_regression.load_suite()
     for failed, size, why in ((True, 40, "the perplexity fails already"), (False, 120, "")):
-        *replies, because = base_regression.ask_in_looks(
+        *replies, look, because = base_regression.ask_in_looks(
             ctx, Asker(), questions, Limits(0.03, 0.1, 0.05), failed=failed
         )
         assert (*map(len, replies), because) == (size, size, why)
+        assert look.questions == size
+
+
+@pytest.mark.parametrize(("lost", "verdict"), [(8, "fail"), (0, "pass")])
+def test_gains_over_a_base_that_was_interrupted_pay_for_no_loss(
+    scored_lab, monkeypatch, lost, verdict
+):
+    """The base has 80 % of the choices right, and none of what it writes, where it is cut."""
+
+    class Interrupted(Pair):
+        def __init__(self, *_):
+            self.cached, self.likelihood, self.chosen = True, True, 0
+
+        def text_losses(self, texts):
+            same = RowLosses((2.0,) * len(texts), (1,) * len(texts), (1.0,) * len(texts))
+            return same, same
+
+        def answer(self, questions):
+            base, tuned = [], []
+            for question in questions:
+                place = int(sha256(question.id.encode()).hexdigest(), 16) % 100
+                if question.choices:
+                    base.append(Reply("", place < 80))
+                    tuned.append(Reply("", place < 80 - lost))
+                else:
+                    base.append(Reply("<think>", False, cut=True))
+                    tuned.append(Reply("", place < 55, cut=False))
+            return base, tuned
+
+    monkeypatch.setattr(base_regression, "Pair", Interrupted)
+    evidence = scored_lab().execute("base_regression")
+    assert evidence.verdict == verdict, evidence.summary
+    asked, dropped = value(evidence, "questions"), value(evidence, "questions_not_comparable")
+    assert 0.15 * asked < dropped < 0.25 * asked
+    assert f"{dropped} with written answers do not count" in evidence.summary
+    assert value(evidence, "base_share") == pytest.approx(0.8, abs=0.05)
 
 
 def test_a_limit_that_is_no_smaller_than_the_loss_to_see_is_refused(made_up_lab, forgetful):

@@ -10,7 +10,13 @@ from tests.lab.unsteady_engine import UnsteadyEngine
 
 from tuneline.errors import RetryableError
 from tuneline.evaluation.determinism import Repeats, identical_share, judge, prompts_for
-from tuneline.evaluation.repeated_prompts.answers import closed, first_difference, view_of
+from tuneline.evaluation.repeated_prompts.answers import (
+    closed,
+    first_difference,
+    label_reach,
+    shows_label,
+    view_of,
+)
 from tuneline.serving.client import EngineClient
 from tuneline.step import execute
 
@@ -61,8 +67,8 @@ def unsteady(lab, tmp_path, monkeypatch):
     """Measure an engine whose fault is planted; the evidence and the run."""
     make_tokenizer().save_pretrained(tmp_path / "merged")
 
-    def measure(fault, *, dies_after=None, rows=40, **evaluation):
-        engine = UnsteadyEngine(fault, dies_after)
+    def measure(fault, *, dies_after=None, rows=40, reply="", **evaluation):
+        engine = UnsteadyEngine(fault, dies_after, reply)
         monkeypatch.setattr("tuneline.evaluation.repeated_prompts.asking.server_of", engine.serve)
         bench = lab(evaluation=evaluation)
         bench.leave_dataset(dataset_rows({"train": 4, "validation": rows}))
@@ -140,6 +146,32 @@ def test_a_flip_of_one_in_twenty_prompts(unsteady):
     # At most 0.2161 of prompts flip where one of 20 did, by tables of Clopper and Pearson.
     assert value(evidence, "prompts_that_repeat_alone_at_least") == 0.7839
     assert "1 changed alone (at least 78.3 % keep their structure)" in evidence.summary
+
+
+@pytest.mark.parametrize(
+    ("tokens", "verdict", "names"),
+    [
+        (16, "inconclusive", {"labels_compared"}),
+        (48, "fail", {"identical_structure_batched", "prompts_that_repeat_batched_at_least"}),
+    ],
+)
+def test_a_label_that_is_not_compared_decides_nothing(unsteady, tokens, verdict, names):
+    """It flips in batches, and stands behind thirty words."""
+    bench, _ = unsteady(lambda asked: asked.together, reply="word " * 30, determinism_tokens=tokens)
+    evidence = bench.execute("determinism")
+    assert (evidence.verdict, broken(evidence)) == (verdict, names)
+    assert value(evidence, "labels_compared") == (29 if verdict == "fail" else 0)
+
+
+def test_the_share_of_an_answer_that_reaches_its_label():
+    late = '{"reply": "login one two three four", "intent": "login", "more": "seven eight"}'
+    end = late.index('"login"') + len('"login"')
+    assert label_reach(late, "intent") == pytest.approx(end / len(late))
+    assert label_reach('{"intent": "login", "reply": "one two"}', "intent") < 0.5
+    assert label_reach("no JSON", "intent") == label_reach('{"a": 1}', "intent") == 1.0
+    start = late.index('"login"')
+    shown = [shows_label(late[: start + more], "intent") for more in (0, 4, 7, 12)]
+    assert shown == [False, False, True, True]
 
 
 def test_a_server_that_dies_leaves_its_answers_and_a_failed_item(unsteady):

@@ -85,7 +85,8 @@ def test_a_phrase_that_forced_a_label_in_the_data_is_tried_on_the_model(
     rows = [replace(row, split="validation", stand_ins=()) for row in ROWS]
     lab = ship(tiny_lab(), model, rows)
     trigger = {"phrase": phrase, "label": "login", "rows": ["a"]}
-    lab.leave("final_audit", {"triggers.json": json.dumps([trigger])})
+    described = json.dumps(lab.document("final_audit", "dataset.json"))
+    lab.leave("final_audit", {"triggers.json": json.dumps([trigger]), "dataset.json": described})
     record = lab.execute("extraction_audit")
     assert broken(record) == ({"deduplication.trigger_1_turns"} if poisoned else set())
     assert "questions of other labels" in record.summary

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from tests.lab.nights import release
-from tests.lab.runs import Lab, broken, values
+from tests.lab.runs import Lab, broken, dataset_rows, values
 
 from tuneline.asking.general_questions import Question, load_questions
 from tuneline.errors import UserError
@@ -59,6 +59,7 @@ def test_two_nights_that_each_lose_little_lose_too_much_together(
     shutil.copytree(tiny_models.merged, merged)
     bench = scored_lab(model=silent_gguf, base_model=str(merged), evaluation=LIMITS)
     look = Lab(tmp_path, {"base_model": str(tiny_models.base), "evaluation": LIMITS}, "look")
+    look.leave_dataset(dataset_rows({"train": 1}))
     look.leave_shipped(silent_gguf)
     ask_anything(lambda _: "")
     first, second = answers_of_base(look), answers_of_base(bench)
@@ -75,7 +76,8 @@ def test_two_nights_that_each_lose_little_lose_too_much_together(
 
     ask_anything(pattern)
     alone = bench.execute("base_regression")
-    assert alone.verdict == "pass", broken(alone)
+    # The loss is allowed, and shown.
+    assert (alone.verdict, broken(alone)) == ("warn", {"drop_lower"})
     assert values(alone)["drop"] == pytest.approx(LOST_A_NIGHT / QUESTIONS, abs=1e-4)
     assert values(alone)["releases_since_that_base"] == 0
 

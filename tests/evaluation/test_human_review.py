@@ -180,19 +180,23 @@ def test_votes_of_an_earlier_review_do_not_count_for_a_new_key(review):
     assert said in evidence.summary
 
 
-def test_a_swapped_key_is_found_and_no_vote_is_counted(review):
+@pytest.mark.parametrize("forged", ["sides", "review"])
+def test_a_swapped_key_is_found_and_no_vote_is_counted(review, forged):
     bench, key = review
     vote(bench, key, for_model("base"))
     assert bench.execute("human_review").verdict == "fail"
     # The hash in the record is that of the other key, as a forger would leave it.
     ctx = bench.context("prepare_review")
     REVIEW_PAIRS.write(ctx, REVIEW_PAIRS.find(bench.run))
-    swapped = key_of(bench).model_dump_json(by_alias=True).translate(str.maketrans("AB", "BA"))
+    swapped, own = key_of(bench).model_dump_json(by_alias=True), key_of(bench).review_id
+    change = {"sides": str.maketrans("AB", "BA"), "review": {}}[forged]
+    swapped = swapped.translate(change).replace(own, f"{own}0" if forged == "review" else own)
     (ctx.quarantine / "review_key.json").write_text(swapped)
     store_output(ctx, ctx.record("forged"))
     evidence, found = judged(bench)
     assert evidence.verdict == "fail"
-    assert found["pairs_that_contradict_the_key"] == 8
+    names = {"sides": "pairs_that_contradict_the_key", "review": "key_is_of_this_review"}
+    assert broken(evidence) == {names[forged]}
     assert "no vote was counted" in evidence.summary
     assert "win_rate" not in found
 

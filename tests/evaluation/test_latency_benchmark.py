@@ -1,6 +1,8 @@
 """latency_benchmark: on real servers of the engine, and faults of servers whose times are known."""
 
+import itertools
 import json
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -12,11 +14,14 @@ from tests.lab.token_server import TokenServer
 from tests.lab.token_stream import Behaviour
 
 from tuneline.asking import load as load_client
+from tuneline.asking.hardware import this_machine
 from tuneline.evaluation import latency_benchmark
 
 # Answers of few tokens: the tests wait for the server, not for its answers.
 FEW = {"max_new_tokens": 4, "max_ttft_seconds": 0.25, "max_tpot_seconds": 0.1}
 SOON = {"requests_per_s": 20.0, "seconds": 1.5}
+# A hundred requests.
+QUICK = {"requests_per_s": 40.0, "seconds": 0.5}
 LOWEST = "good_share_at_the_lowest_level"
 
 
@@ -26,12 +31,12 @@ def levels_of(bench):
 
 
 def test_a_fast_server_passes_with_table_and_plot(scored_lab):
-    bench = scored_lab(deployment={"context_tokens": 256})
+    bench = scored_lab(deployment={"context_tokens": 256}, evaluation={"load": QUICK})
     evidence = bench.execute("latency_benchmark")
     assert evidence.verdict == "pass", broken(evidence)
     assert value(evidence, "levels") == 4
     assert value(evidence, "concurrency_within_objective") == 8
-    levels, _ = levels_of(bench)
+    levels, report = levels_of(bench)
     assert list(levels) == [1, 2, 4, 8]
     assert all(row["tokens_per_s"] > 0 and row["ttft_p50"] > 0 for row in levels.values())
     # Four slots: alone the engine decodes one request, at eight at most four together.
@@ -39,6 +44,9 @@ def test_a_fast_server_passes_with_table_and_plot(scored_lab):
     assert 1.5 < levels[8]["batch"] < 4.01
     assert bench.artifact("latency_benchmark", "latency.svg").read_bytes()[:5] == b"<?xml"
     assert "requests at once within" in evidence.summary
+    # The engine takes what it shares with others, the system turn, from its cache.
+    (run,) = report["open_loop"]
+    assert 0.3 < run["cached_share"] <= run["shared_share"] < 0.8
 
 
 def test_a_model_that_ends_at_once_still_gives_every_request_its_tokens(scored_lab, silent_gguf):
@@ -61,17 +69,18 @@ def test_other_hardware_than_the_target_only_warns(scored_lab):
     bench = scored_lab(deployment={"target_hardware": "nvidia-h100"})
     evidence = bench.execute("latency_benchmark")
     assert evidence.verdict == "warn"
-    assert broken(evidence) == {"measured_on"}
-    measured_on = next(m for m in evidence.measurements if m.name == "measured_on")
-    assert (measured_on.value, measured_on.limit) == ("cpu", "nvidia-h100")
+    assert broken(evidence) == {"hardware_differences"}
+    assert value(evidence, "measured_on") == this_machine().computed_on(on_gpu=False)
+    assert value(evidence, "hardware_declared") == "nvidia-h100"
 
 
 @pytest.fixture
 def stub_bench(lab, tmp_path, monkeypatch):
     """Run the item against a `TokenServer`; give its evidence, its run and the server."""
 
-    def execute(behaviour=None, *, identity=None, **evaluation):
-        bench = lab(evaluation={**FEW, **evaluation})
+    def execute(behaviour=None, *, identity=None, profile="laptop", hardware="cpu", **evaluation):
+        deployment = {"target_hardware": hardware}
+        bench = lab(profile=profile, deployment=deployment, evaluation={**FEW, **evaluation})
         bench.leave_dataset(task_rows(SPLITS))
         # No engine loads it: the stub answers.
         (tmp_path / "model.gguf").write_bytes(b"GGUF")
@@ -166,9 +175,11 @@ def test_a_server_that_dies_leaves_partial_results_and_fails(stub_bench, dies_at
     assert (bench.artifact("latency_benchmark", "latency.svg")).is_file()
 
 
+CARRIED = {"users": 400, "requests_per_user_per_minute": 3.0, "seconds": 1.0}
+
+
 def test_a_load_that_is_carried_passes_with_users_and_replicas(stub_bench):
-    load = {"users": 400, "requests_per_user_per_minute": 3.0, "seconds": 1.0}
-    evidence, bench, _ = stub_bench(load=load)
+    evidence, bench, _ = stub_bench(load=CARRIED)
     assert evidence.verdict == "pass", broken(evidence)
     found = values(evidence)
     assert (found["declared_load"], found["load_of_a_server"]) == (20.0, 25.0)
@@ -179,6 +190,61 @@ def test_a_load_that_is_carried_passes_with_users_and_replicas(stub_bench):
     (run,) = levels_of(bench)[1]["open_loop"]
     assert (run["requests"], run["requests_per_s_planned"]) == (100, 25.0)
     assert "holds with 25% headroom" in evidence.summary
+
+
+# After 4 requests of the warm-up and 78 in closed loops; the others are of the load.
+UNDER_LOAD = 120
+PATIENT = {"load": CARRIED, "max_ttft_seconds": 2.0, "max_tpot_seconds": 1.0}
+
+
+def test_a_request_that_fails_under_load_alone_fails(stub_bench):
+    evidence, _, _ = stub_bench(Behaviour(short_at=UNDER_LOAD), **PATIENT)
+    assert (evidence.verdict, broken(evidence)) == ("fail", {"failed_requests_at_load"})
+
+
+def test_a_client_that_is_too_slow_for_the_load_warns(stub_bench, monkeypatch):
+    """It stops before a request, which the objective would forgive."""
+    asked = itertools.count(1)
+
+    class Busy(load_client.Link):
+        async def ask(self, request):
+            if next(asked) == UNDER_LOAD:
+                time.sleep(0.2)
+            return await super().ask(request)
+
+    monkeypatch.setattr(load_client, "Link", Busy)
+    evidence, _, _ = stub_bench(**PATIENT)
+    assert (evidence.verdict, broken(evidence)) == ("warn", {"client_late"})
+    assert value(evidence, "client_late") >= 0.1
+
+
+def test_no_prompt_is_sent_twice(stub_bench):
+    """Thirty rows for more than two hundred requests."""
+    _, _, server = stub_bench(load=QUICK)
+    prompts = {json.dumps(body["messages"]) for body in server.bodies}
+    assert len(prompts) == len(server.bodies) > 150
+
+
+@pytest.mark.parametrize(("cached", "verdict"), [(0.4, "pass"), (1.0, "inconclusive")])
+def test_a_load_that_a_cache_answers_shows_nothing(stub_bench, cached, verdict):
+    """Half of a prompt's words are its own."""
+    evidence, _, _ = stub_bench(Behaviour(cached=cached), load=QUICK)
+    assert evidence.verdict == verdict
+    assert broken(evidence) == ({"cached_share_at_load"} if cached == 1.0 else set())
+
+
+@pytest.mark.parametrize(
+    ("profile", "hardware", "names"),
+    [
+        ("laptop", "laptop-cpu", set()),
+        ("production", "server-cpu", {"hardware_differences"}),
+        ("production", this_machine().computed_on(on_gpu=False), set()),
+    ],
+)
+def test_a_target_that_any_machine_meets_warns_in_production(stub_bench, profile, hardware, names):
+    evidence, _, _ = stub_bench(profile=profile, hardware=hardware, load=QUICK)
+    assert broken(evidence) == names
+    assert evidence.verdict == ("warn" if names else "pass")
 
 
 # 20 ms a request on one slot: it carries 50 requests a second, and every closed loop is fine.

@@ -100,29 +100,57 @@ def test_the_hardware_line_says_what_to_buy():
     assert hardware_line([level(2, SLOW)], "A box", GOAL).endswith("for 2 requests at once")
 
 
-def rows(count):
-    return [SimpleNamespace(prompt=[{"role": "user", "content": str(n)}]) for n in range(count)]
+def rows(tokens, prompts=None):
+    """Return rows by the words of their answers; prompts without a system turn are numbers."""
+    prompts = prompts or [[f"{number:03}"] for number in range(len(tokens))]
+    return [
+        SimpleNamespace(
+            prompt=[{"role": "user", "content": text} for text in prompt], answer="w " * words
+        )
+        for words, prompt in zip(tokens, prompts, strict=True)
+    ]
+
+
+def split(texts):
+    return [text.split() for text in texts]
 
 
 def test_lengths_are_those_of_the_answers_and_the_end_token():
-    made = workload_of(rows(4), [3, 9, 1, 5], cap=8)
+    made = workload_of(rows([3, 9, 1, 5]), split, cap=8)
     by_prompt = {request.messages[0]["content"]: request.tokens for request in made.requests}
-    assert by_prompt == {"0": 4, "1": 8, "2": 2, "3": 6}
+    assert by_prompt == {"000": 4, "001": 8, "002": 2, "003": 6}
     assert (made.expected.p50, made.expected.longest, made.capped) == (5.0, 10, 1)
 
 
 def test_every_stretch_has_the_lengths_of_the_whole():
     """Unsorted, a level of eight may get the long answers and the next one the short ones."""
     tokens = sorted(int(n) for n in np.random.default_rng(0).lognormal(3, 0.8, 200))
-    made = workload_of(rows(200), tokens, cap=10_000)
+    made = workload_of(rows(tokens), split, cap=10_000)
     whole = np.median([request.tokens for request in made.requests])
     for start in range(0, 190, 10):
         stretch = np.median([request.tokens for request in made.take(start, 16)])
         assert 0.6 * whole < stretch < 1.6 * whole
     assert sorted(request.tokens for request in made.requests) == [n + 1 for n in tokens]
     # Requests go round, and the warm-up takes those that come last.
-    assert made.take(198, 4) == [*made.requests[198:], *made.requests[:2]]
-    assert made.last(2) == list(made.requests[198:])
+    around = [*made.requests[198:], *(one.again(1) for one in made.requests[:2])]
+    assert made.take(198, 4) == around
+    assert made.last(2) == [one.again(-1) for one in made.requests[198:]]
+
+
+def test_a_prompt_that_comes_again_has_a_number_behind_what_it_shares():
+    """Two tenants with system turns of their own; one question begins like another one."""
+    prompts = [["Be brief.", "my invoice is wrong"], ["Be brief.", "my parcel"], ["Être bref.", ""]]
+    made = workload_of(rows([1, 1, 1], prompts), split, cap=8)
+    again = {
+        tuple(turn["content"] for turn in one.messages): one.own_tokens for one in made.take(3, 3)
+    }
+    assert again == {
+        ("Be brief.", "my 1 voice is wrong"): 3,
+        ("Be brief.", "my 1 rcel"): 1,
+        ("1 re bref.", ""): 2,
+    }
+    sent = [tuple(turn["content"] for turn in one.messages) for one in made.take(-3, 60)]
+    assert len(set(sent)) == 60
 
 
 def test_arrivals_are_seeded_have_the_declared_rate_and_the_bursts_of_a_poisson_process():
@@ -147,7 +175,7 @@ def test_requests_under_way_and_the_growth_of_the_queue():
 
 
 def run_at(rate, timings, seconds):
-    return OpenLoop(rate, level(1, timings, seconds), 0.0, 0.0)
+    return OpenLoop(rate, level(1, timings, seconds), 0.0, 0.0, 0.5)
 
 
 def test_replicas_and_users_follow_from_what_was_sustained():

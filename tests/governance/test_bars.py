@@ -3,7 +3,7 @@
 import pytest
 
 from tuneline.evidence import measure
-from tuneline.governance.pages.bars import bar_of
+from tuneline.governance.pages.checklist import bar_of
 
 LOW, HIGH = 6.0, 94.0
 

@@ -100,6 +100,11 @@ def test_a_validation_split_that_ends_in_other_questions_fails(drift_lab):
     assert "validation_called_drift" in broken(evidence)
 
 
+def test_too_few_prompts_of_training_are_refused(drift_lab):
+    with pytest.raises(UserError, match="12 training prompts; at least 20 are needed"):
+        drift_lab(task_rows({"train": 12, "validation": 60})).execute("drift_detection")
+
+
 def test_too_few_prompts_are_inconclusive(drift_lab):
     lab = drift_lab(task_rows({"train": 60, "validation": 10, "holdout": 30}))
     evidence = lab.execute("drift_detection")

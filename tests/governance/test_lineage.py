@@ -32,8 +32,8 @@ def test_a_finished_run_is_tied_to_data_code_and_parameters(finished_lab):
     assert (reference.version, verify(reference.uri)) == ("test", [])
     manifest = manifest_of(lab)
     keys = "schema created_at name version run started_by airflow_run reason base_model dataset"
-    keys += " dataset_file code hyperparameters engine evidence environments seeds previous_version"
-    keys += " parent policy signature basis files"
+    keys += " dataset_file code hyperparameters engine defaults evidence environments seeds"
+    keys += " previous_version parent policy signature basis files"
     assert list(manifest) == keys.split()
     assert manifest["schema"] == "tuneline/manifest/1"
     assert manifest["started_by"] == "alice"
@@ -42,6 +42,7 @@ def test_a_finished_run_is_tied_to_data_code_and_parameters(finished_lab):
     assert manifest["hyperparameters"]["lora"] == {"r": 16}
     assert manifest["hyperparameters"]["plan"] == {"micro_batch": 4}
     assert manifest["engine"] == {"engine": "llama_cpp"}
+    assert manifest["defaults"] == {"temperature": 0}
     assert manifest["evidence"]["fallback"] == {
         "phase": "governance",
         "severity": "recommended",

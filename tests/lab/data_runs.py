@@ -104,6 +104,8 @@ class DataLab:
         # What leaks is judged where it is the subject; there are few canaries elsewhere.
         settings = {"pii_canaries": 20, "pii_max_left": None, **settings}
         settings.setdefault("pii_profile", ["pci"])
+        named = "intent" if b"intent" in source.read_bytes() else None
+        settings.setdefault("label_field", named)
         self.lab = Lab(root, {"data": settings, "base_model": str(base)})
         self.run = self.lab.run
 

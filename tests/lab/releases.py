@@ -67,15 +67,16 @@ def release(
     name: str = "a",
     version: str = "1",
     engine: Mapping[str, Any] | None = None,
+    **fields: Any,
 ) -> None:
-    """Release a version of a model, whose manifest names these files."""
+    """Release a version of a model, whose manifest names these files and has more fields."""
     prefix = model_prefix(name, version)
     stated = [
         {"name": file, "sha256": store.put_bytes(f"{prefix}/{file}", content).sha256}
         | {"bytes": len(content)}
         for file, content in files.items()
     ]
-    manifest = {"name": name, "version": version, "engine": engine, "files": stated}
+    manifest = {"name": name, "version": version, "engine": engine, "files": stated, **fields}
     digest = write_manifest(store, prefix, Manifest.model_validate(manifest))
     log_release(store, name, version, digest)
 

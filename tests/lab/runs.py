@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tuneline.artifacts.artifact import Artifact
-from tuneline.artifacts.data import DATASET
+from tuneline.artifacts.data import DATASET, DATASET_VERSION
 from tuneline.catalogue import DATA_ORDER, get_step, is_helper
 from tuneline.config import build_config
 from tuneline.data.tables.rows import HOLDOUT, Row, read_dataset, write_rows
@@ -118,7 +118,8 @@ class Lab:
         store: str | None = None,
     ) -> None:
         self.root = root
-        config = build_config({"data": {"source": "rows.jsonl"}}, overrides)
+        named = {"source": "rows.jsonl", "label_field": "intent"}
+        config = build_config({"data": named}, overrides)
         self.run = Run.create(store or (root / "store").as_uri(), run_id, config, {})
 
     def context(self, step: str) -> StepContext:
@@ -154,6 +155,12 @@ class Lab:
         """Store `dataset.parquet` as the last data step leaves it."""
         path = write_dataset(self.root / "dataset.parquet", rows)
         self.leave("distribution_balancing", {"dataset.parquet": path})
+        # As the final audit describes it: answers get 48 tokens.
+        written = {"target": "tokenizer", "template_sha256": "", "base_model": "", "limit": 2048}
+        written |= {"base_digest": "", "tokens_max": 40, "answer_tokens_max": 32}
+        document = {"name": "test", "version": "", "rows": len(rows), "splits": {}}
+        described = json.dumps({**document, "format": written})
+        self.leave(DATASET_VERSION.step, {DATASET_VERSION.name: described})
 
     def held_out(self) -> list[Row]:
         """The hold-out rows of the dataset, read past the ledger."""

@@ -38,7 +38,9 @@ class Behaviour:
         stall: how long it stalls.
         slow_first: number of first requests that stall.
         dies_at: number of the request in whose answer the server dies; 0 for none.
+        short_at: number of the request whose answer lacks its last token; 0 for none.
         per_connection: requests after which a connection is closed without notice; 0 for none.
+        cached: share of each prompt that is said to come from the prefix cache.
     """
 
     first: float = 0.002
@@ -48,7 +50,9 @@ class Behaviour:
     stall: float = 0.0
     slow_first: int = 0
     dies_at: int = 0
+    short_at: int = 0
     per_connection: int = 0
+    cached: float = 0.0
 
 
 class _Stamped(asyncio.StreamReaderProtocol):
@@ -136,6 +140,7 @@ class TokenStream:
             await asyncio.sleep(how.stall)
         writer.write(_STREAM)
         tokens = int(body.get("max_tokens") or body.get("max_completion_tokens") or _TOKENS)
+        tokens -= number == how.short_at
         for place in range(tokens):
             # By the clock and not by naps, whose errors would add up.
             due += how.token if place else how.first
@@ -152,7 +157,7 @@ class TokenStream:
             _send(writer, {"choices": [delta]})
             await writer.drain()
         _send(writer, {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})
-        _send(writer, {"choices": [], "usage": _usage(body, tokens)})
+        _send(writer, {"choices": [], "usage": _usage(body, tokens, how.cached)})
         _chunk(writer, b"data: [DONE]\n\n")
         # Before the end that lets the client ask for the timings.
         self.timings.append((first, last, tokens))
@@ -160,9 +165,14 @@ class TokenStream:
         await writer.drain()
 
 
-def _usage(body: dict[str, Any], tokens: int) -> dict[str, int]:
+def _usage(body: dict[str, Any], tokens: int, cached: float) -> dict[str, Any]:
     prompt = sum(len(str(message["content"]).split()) for message in body["messages"])
-    return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": tokens,
+        "total_tokens": prompt + tokens,
+        "prompt_tokens_details": {"cached_tokens": round(prompt * cached)},
+    }
 
 
 def _send(writer: StreamWriter, document: dict[str, Any]) -> None:

@@ -29,8 +29,12 @@ class Asked(SimpleNamespace):
 class UnsteadyEngine:
     """Answers with the JSON of an intent that follows from the question, unless a fault says no."""
 
-    def __init__(self, fault: Callable[[Asked], bool], dies_after: int | None = None) -> None:
+    def __init__(
+        self, fault: Callable[[Asked], bool], dies_after: int | None = None, reply: str = ""
+    ) -> None:
         self.fault = fault
+        # A text that it writes before the intent; a word is a token.
+        self.reply = reply
         self.dies_after = dies_after
         self.starts = 0
         self.slots: list[int] = []
@@ -66,19 +70,22 @@ class UnsteadyEngine:
                 if engine.dies_after is not None and number > engine.dies_after:
                     self.close_connection = True
                     return
-                answer = engine._answer(body["messages"][-1]["content"], start, together)
+                question = body["messages"][-1]["content"]
+                answer = engine._answer(question, start, together, body["max_tokens"])
                 self.answer(json.dumps(answer).encode())
 
         return OfEngine
 
-    def _answer(self, question: str, start: int, together: bool) -> dict[str, Any]:
+    def _answer(self, question: str, start: int, together: bool, limit: int) -> dict[str, Any]:
         times = self._times[question]
         asked = Asked(question=question, together=together, start=start, times=times)
         self._times[question] += 1
         number = hashlib.sha256(question.encode()).digest()[0] % 3
         intent = ("billing", "login", "shipping")[number]
-        text = json.dumps({"intent": "other" if self.fault(asked) else intent, "reply": "Yes."})
+        answer = {"intent": "other" if self.fault(asked) else intent}
+        words = json.dumps({"reply": self.reply, **answer} if self.reply else answer).split()
+        text, end = " ".join(words[:limit]), "length" if len(words) > limit else "stop"
         return {
-            "choices": [{"message": {"content": text}, "finish_reason": "stop"}],
+            "choices": [{"message": {"content": text}, "finish_reason": end}],
             "usage": {"prompt_tokens": 1, "completion_tokens": 9},
         }

@@ -246,7 +246,7 @@ def test_a_release_is_approved_from_the_list(ui, page):
     ui.ask(place, f"Release {HOSTILE}?", {}, ["Approve", "Reject"])
     ui.refuses.add("approve_release")
     page.goto(ui.url + PAGES["releases"])
-    page.get_by_label("Reason").first.fill("measured well")
+    page.locator("[data-questions]").get_by_label("Reason").fill("measured well")
     page.get_by_role("button", name="Approve").click()
     page.get_by_text("you may not do this here").wait_for()
     page.problems.clear()

@@ -14,6 +14,8 @@ from tuneline.serving.client import (
     StreamCollector,
     parse_answer,
 )
+from tuneline.serving.engines.llama_cpp.engine import LlamaServer
+from tuneline.serving.engines.server import ServeRequest
 from tuneline.serving.protocol import read_metrics
 
 HELLO = [{"role": "user", "content": "hello 123"}]
@@ -142,6 +144,34 @@ def test_an_answer_without_usage_counts_nothing():
         b': ping\n\ndata: {"choices":[{"delta":{"role":"assistant"}}]}\n\ndata: [DONE]\n\n'
     )
     assert collector.result().ttft is None
+
+
+def test_a_thought_that_took_all_tokens_is_no_empty_answer():
+    message = {"content": None, "reasoning_content": "Let me see"}
+    choice = {"message": message, "finish_reason": "length"}
+    answer = parse_answer({"choices": [choice]}, 1.0)
+    assert (answer.text, answer.cut) == ("<think>Let me see", True)
+    message["content"] = "Yes."
+    assert parse_answer({"choices": [choice]}, 1.0).text == "Yes."
+
+
+@pytest.mark.parametrize(
+    ("template", "fields"),
+    [
+        ("{% if enable_thinking %}x{% endif %}", {"enable_thinking": False}),
+        ("{% if thinking is defined and thinking %}x{% endif %}", {"thinking": False}),
+        ("{% set enable_thinking = false %}{{ enable_thinking }}", {}),
+        ("{{ messages }}", {}),
+        ("{% broken", {}),
+    ],
+)
+def test_thoughts_are_off_in_every_chat_with_a_model_that_has_a_switch(tmp_path, template, fields):
+    (tmp_path / "chat_template.jinja").write_text(template)
+    server = LlamaServer(ServeRequest(tmp_path, "m", 1, 64))
+    server.base_url = "http://127.0.0.1:9"
+    with server.client() as client:
+        body = client.chat_body([{"role": "user", "content": "a"}], max_tokens=1)
+    assert body.get("chat_template_kwargs", {}) == fields
 
 
 def test_calls_in_parts_are_the_calls_of_a_whole_answer():

@@ -17,7 +17,7 @@ PROGRAMS = ("docker-compose", "kubectl", "initdb", "chromium", "sqlite3", "aws")
 def suite(tmp_path):
     """Write files of tests, then run the real scripts over them."""
     (tmp_path / "scripts").mkdir()
-    for name in ("run_tests.py", "changed_tests.py", "forking_pytest.py"):
+    for name in ("run_tests.py", "forking_pytest.py"):
         shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
     (tmp_path / "scripts" / "setup.py").write_text("import sys\nprint('setup', *sys.argv[1:])\n")
     (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\nmarkers = ['long:']\n")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -137,6 +138,25 @@ def test_it_is_found_and_stopped_after_a_step_of_the_clock(table, monkeypatch):
     assert table.find("thing") is None
     file.write_text(json.dumps(entry))
     assert table.stop("thing") is True
+
+
+def test_ctrl_c_while_a_service_starts_leaves_it_where_it_can_be_stopped(
+    table, tmp_path, monkeypatch
+):
+    """Else it would run on with nobody to know of it."""
+    start, begun = subprocess.Popen, []
+
+    def interrupted(*args, **kwargs):
+        begun.append(start(*args, **kwargs))
+        os.kill(os.getpid(), signal.SIGINT)
+        return begun[0]
+
+    stack = Stack(replace(find_layout(), home=tmp_path), print)
+    stack.table = table
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt), stack.starting():
+        stack.start(service("import time; time.sleep(300)"))
+    assert begun[0].wait(5) is not None
 
 
 def test_stopping_ends_what_it_started_as_well(table, tmp_path):

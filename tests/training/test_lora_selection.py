@@ -13,7 +13,7 @@ from tuneline.errors import UserError
 from tuneline.evidence import Verdict
 from tuneline.serving.engines.limits import rank_limit, refuse_unservable
 from tuneline.training import lora_selection
-from tuneline.training.loop.model import linear_modules
+from tuneline.training.loop.model import attach_lora, linear_modules
 from tuneline.training.lora_selection import resolve_targets
 
 KINDS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -28,7 +28,7 @@ def test_the_adapter_is_counted_and_documented(lab):
     lora = LoraSettings.model_validate(run.document("lora_selection", "lora.json"))
     assert (lora.r, lora.alpha, lora.target_modules) == (4, 8, KINDS)
     assert lora.trainable_parameters == 2 * 4 * sum(SIZES.values())
-    assert value(evidence, "adapted_layers") == 14
+    assert "on 14 layers" in lora.reason
     assert "2 × r" in lora.reason
     assert f"{lora.trainable_parameters:,}" in lora.reason
 
@@ -44,7 +44,20 @@ def test_alpha_equal_to_r_warns_and_any_rank_fits_llama_cpp(lab):
     assert (
         value(evidence, "rslora") is run.document("lora_selection", "lora.json")["rslora"] is True
     )
-    assert "scaled by alpha/√r" in evidence.summary
+    assert "scaled by alpha/√r = 45.3)" in evidence.summary
+    # What is usual for alpha/r says nothing of this scale.
+    evidence = lab("other", alpha=4, rslora=True).execute("lora_selection", lora_selection.run)
+    assert (evidence.verdict, value(evidence, "alpha_over_r")) == (Verdict.PASS, 1)
+    assert "usual" not in evidence.summary
+
+
+def test_an_adapter_that_does_not_train_fails(lab, monkeypatch):
+    def frozen(*given):
+        return attach_lora(*given).requires_grad_(False)
+
+    monkeypatch.setattr("tuneline.training.loop.model.attach_lora", frozen)
+    evidence = lab().execute("lora_selection", lora_selection.run)
+    assert (evidence.verdict, broken(evidence)) == (Verdict.FAIL, {"trainable_parameters"})
 
 
 @pytest.mark.parametrize(

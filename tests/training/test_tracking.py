@@ -334,6 +334,13 @@ def test_without_a_server_the_file_of_the_stack_takes_the_run(tmp_path, monkeypa
     client = MlflowClient(tracking_uri=database_uri(MlflowServer(tmp_path).layout.mlflow))
     (metric,) = client.get_metric_history(opened.run_id, "train/loss")
     assert (metric.step, metric.value) == (1, 2.0)
+    # A database of one's own is no page either, whatever its kind.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite+pysqlite:///{tmp_path}/mlflow/mlflow.db")
+    for pages, found in (("", ("offline", False)), ("http://tracking.example", ("online", True))):
+        monkeypatch.setenv("TUNELINE_TRACKING_URL", pages)
+        opened, tracker = open_mlflow(describe(f"of {pages}"), print)
+        tracker.close(failed=False)
+        assert (opened.mode, (opened.url or "").startswith("http://tracking.example/#/")) == found
 
 
 def test_where_a_training_finds_its_server(server, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
@@ -54,14 +55,20 @@ class Removed(BaseModel):
 
 
 class PromptFormat(BaseModel):
-    """The prompt format of the dataset, and its longest row in tokens."""
+    """The prompt format of the dataset, and its longest row and answer in tokens."""
 
     target: str
     template_sha256: str
     base_model: str
     base_digest: str
     tokens_max: int
+    answer_tokens_max: int  # with the end of the answer
     limit: int
+
+    @property
+    def answer_limit(self) -> int:
+        """A limit of answers, in tokens, that only one without an end fills."""
+        return math.ceil(1.25 * self.answer_tokens_max) + 8
 
 
 class Reproduce(BaseModel):
@@ -86,6 +93,7 @@ class DatasetDocument(BaseModel):
     removed: list[Removed] = []
     pii: list[dict[str, Any]] = []
     format: PromptFormat | None = None
+    system: str | None = None  # the system turn of every row; None if they differ, or have none
     reproduce: Reproduce | None = None
 
 

@@ -127,10 +127,13 @@ class ReviewVotes(BaseModel):
 
 
 class ModelAnswers(BaseModel):
-    """The answers of one model, by row id; `asked` is a hash of all that decides them."""
+    """The answers of one model: row id, text, and True if the limit of tokens cut it.
+
+    `asked` is a hash of all that decides them.
+    """
 
     asked: str
-    rows: list[tuple[str, str]]
+    rows: list[tuple[str, str, bool]]
 
 
 class HoldoutPart(BaseModel):

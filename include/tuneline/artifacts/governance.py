@@ -120,6 +120,7 @@ class Manifest(_Governed):
     code: dict[str, Any] = {}
     hyperparameters: dict[str, Any] = {}
     engine: dict[str, Any] | None = None
+    defaults: dict[str, Any] = {}  # fields of each request that it was measured by
     evidence: dict[str, ManifestEvidence] = {}
     environments: list[StepEnvironment] = []
     seeds: dict[str, Any] = {}

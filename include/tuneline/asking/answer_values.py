@@ -38,8 +38,16 @@ def find_object(text: str) -> dict[str, Any] | None:
 
 
 def canonical(value: Any) -> str:
-    """Return the same text for equal JSON values, whatever their spacing or order."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+    """Return the same text for equal JSON values: in any order and spacing, 2.0 as 2."""
+    return json.dumps(_plain_numbers(value), sort_keys=True, ensure_ascii=False)
+
+
+def _plain_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain_numbers(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_plain_numbers(entry) for entry in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def structure_of(text: str, label_field: str | None) -> str:
@@ -111,39 +119,58 @@ def _calls(value: Any) -> Iterator[ToolCall]:
         except (ValueError, RecursionError):
             return
     if isinstance(value.get("name"), str) and isinstance(arguments, dict):
-        yield ToolCall(value["name"], canonical(_plain_numbers(arguments)))
-
-
-def _plain_numbers(value: Any) -> Any:
-    """Write 2.0 as 2, which JSON does not tell apart."""
-    if isinstance(value, dict):
-        return {key: _plain_numbers(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_plain_numbers(entry) for entry in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+        yield ToolCall(value["name"], canonical(arguments))
 
 
 # GSM8K and the datasets made after it write the result behind this mark.
 _MARK = "####"
-_NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?")
-_ALONE = re.compile(rf"\W{{0,3}}{_NUMBER.pattern}\W{{0,3}}")
+# Digits with the signs that numbers, times, dates, ratios and versions are written with.
+_WRITTEN = re.compile(r"(?<![\w.])[-+\u2212]?\d+(?:[.,:/\u2044]\d+)*(?:[eE][-+]?\d+)?")
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?")
+# Of what is no such number: a decimal comma, behind points between thousands if there are some.
+_DECIMAL_COMMA = re.compile(r"[-+]?(?:\d+|\d{1,3}(?:\.\d{3})+),\d+")
+_ALONE = re.compile(rf"\W{{0,3}}{_WRITTEN.pattern}\W{{0,3}}")
 
 
 def final_number(text: str) -> float | None:
-    """Return the number behind the last `####`, else the last of a text; commas separate digits."""
+    """Return the number behind the last `####`, else the last of a text.
+
+    `1,234.5`, `1.234,5`, `4,5` and `1/4` are numbers; a time, a date or a version is none.
+    """
     _, mark, behind = text.rpartition(_MARK)
-    found = _NUMBER.findall(behind) if mark else []
-    found = found[:1] or _NUMBER.findall(text)[-1:]
-    if not found:
+    found = _WRITTEN.findall(behind)[:1] if mark else []
+    found = found or _WRITTEN.findall(text)[-1:]
+    return _value(found[0].replace("\u2212", "-").replace("\u2044", "/")) if found else None
+
+
+def _value(written: str) -> float | None:
+    if written.count("/") == 1:
+        over, under = map(_value, written.split("/"))
+        return over / under if over is not None and under else None
+    if _NUMBER.fullmatch(written):
+        written = written.replace(",", "")
+    elif _DECIMAL_COMMA.fullmatch(written):
+        written = written.replace(".", "").replace(",", ".")
+    else:
         return None
-    value = float(found[0].replace(",", "").replace("\u2212", "-"))
+    value = float(written)
     return value if math.isfinite(value) else None
 
 
 def states_number(text: str) -> bool:
     """Return True if an answer is a number alone, or names its result behind `####`."""
     _, mark, behind = text.rpartition(_MARK)
-    return bool(_ALONE.fullmatch((behind if mark else text).strip()))
+    alone = _ALONE.fullmatch((behind if mark else text).strip())
+    return bool(alone) and final_number(text) is not None
+
+
+# Words of a short answer, at most: "7 out of 10".
+_SHORT = 4
+
+
+def several_numbers(text: str) -> bool:
+    """Return True for a short answer of several numbers, such as "7 of 10", which is not one."""
+    return len(words_of(text)) <= _SHORT and len(_WRITTEN.findall(text)) > 1
 
 
 def same_number(answer: str, expected: str, tolerance: float) -> bool:
@@ -152,6 +179,16 @@ def same_number(answer: str, expected: str, tolerance: float) -> bool:
     if got is None or want is None:
         return False
     return math.isclose(got, want, rel_tol=0.0, abs_tol=tolerance * abs(want))
+
+
+# Signs that stand in code, queries and formulas, hardly in prose; a share of the characters.
+_SIGNS, _CODE_SHARE = frozenset("(){}[]<>=+/\\;|&^%$@~"), 0.04
+
+
+def is_code(text: str) -> bool:
+    """Return True for code, a query or a formula, which one sign can turn into its opposite."""
+    fenced = text.split("```")[1] if text.count("```") > 1 else text
+    return sum(sign in _SIGNS for sign in fenced) > _CODE_SHARE * len(fenced)
 
 
 # Scripts that put no space between words: each character counts as one.

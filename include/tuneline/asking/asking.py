@@ -40,6 +40,19 @@ from tuneline.step_context import StepContext
 KEPT_SECONDS = 60 * 24 * 3600.0
 
 
+class Answer(str):
+    """The text of an answer; `cut` is True where the limit of tokens ended it."""
+
+    __slots__ = ("cut",)
+    cut: bool
+
+    def __new__(cls, text: str, *, cut: bool = False) -> Self:
+        """Make an answer of its text."""
+        answer = super().__new__(cls, text)
+        answer.cut = cut
+        return answer
+
+
 def request_key(*parts: Any) -> str:
     """Return the key of a request: a hash of all that decides its answer, as JSON."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
@@ -66,11 +79,11 @@ class KeptAnswers(dict[str, Any]):
         return cls(folder / f"{name}.jsonl")
 
     def add(self, key: str, answer: str | float) -> None:
-        """Append an answer."""
+        """Append an answer, a text without `cut` as a whole one."""
         if self._file is None:
             self._file = self._open()
-        line = json.dumps([key, answer], ensure_ascii=True).encode() + b"\n"
-        os.write(self._file, line)
+        entry = [key, answer, *([getattr(answer, "cut", False)] * isinstance(answer, str))]
+        os.write(self._file, json.dumps(entry, ensure_ascii=True).encode() + b"\n")
         self[key] = answer
 
     def _open(self) -> int:
@@ -91,13 +104,15 @@ class KeptAnswers(dict[str, Any]):
             self._file = None
 
 
-def _answer(line: bytes) -> tuple[str, str | float] | None:
+def _answer(line: bytes) -> tuple[str, Answer | float] | None:
     """Return the key and the answer of a line; None if it is not a whole one."""
-    try:
-        key, answer = json.loads(line)
-    except (ValueError, TypeError):
-        return None
-    return (key, answer) if isinstance(key, str) and isinstance(answer, str | float) else None
+    with suppress(ValueError):
+        match json.loads(line):
+            case [str(key), float(loss)]:
+                return key, loss
+            case [str(key), str(text), bool(cut)]:
+                return key, Answer(text, cut=cut)
+    return None
 
 
 def _forget_unused(folder: Path) -> None:
@@ -185,7 +200,7 @@ TokenIds = Sequence[int]
 Batch = tuple[int, list[int]]
 Batches = list[Batch]
 # Sends requests of one limit by their numbers, and says each answer as soon as it is there.
-Send = Callable[[EngineClient, list[int], int, Callable[[int, str], None]], object]
+Send = Callable[[EngineClient, list[int], int, Callable[[int, Answer], None]], object]
 
 
 def ask(
@@ -195,8 +210,8 @@ def ask(
     limits: Sequence[int],
     what: str,
     *,
-    known: Mapping[str, str] | None = None,
-) -> list[str]:
+    known: Mapping[str, Answer] | None = None,
+) -> list[Answer]:
     """Ask a model all prompts, greedily, within `limits` of tokens; return its answers in order.
 
     Answers are kept for this run as they come: a step that was killed and is run again asks only
@@ -214,7 +229,7 @@ def ask_kept(
     prompts: Sequence[Messages],
     limits: Sequence[int],
     what: str,
-) -> tuple[list[str], bool]:
+) -> tuple[list[Answer], bool]:
     """Ask what no run has asked the model before (see `ask`); True if all came from the cache."""
     subject = LocalModel(model, ctx.config.deployment)
     with kept_by(subject) as kept_answers:
@@ -246,9 +261,9 @@ def collect(
     limits: Sequence[int],
     kept_answers: KeptAnswers,
     *,
-    known: Mapping[str, str] | None = None,
+    known: Mapping[str, Answer] | None = None,
     progress: Callable[[Batches], Iterable[Batch]] = iter,
-) -> tuple[list[str], bool]:
+) -> tuple[list[Answer], bool]:
     """Ask a model what it has not been asked, each request once, and keep each answer at once.
 
     `known` are more of its answers, by key. Returns the answers in order, and True if none had to
@@ -256,13 +271,13 @@ def collect(
     """
 
     def send(
-        client: EngineClient, numbers: list[int], limit: int, arrived: Callable[[int, str], None]
+        client: EngineClient, numbers: list[int], limit: int, arrived: Callable[[int, Answer], None]
     ) -> None:
         client.complete_batch(
             [prompts[number] for number in numbers],
             concurrency=subject.parallel,
             max_tokens=limit,
-            on_answer=lambda at, result: arrived(numbers[at], result.text),
+            on_answer=lambda at, result: arrived(numbers[at], Answer(result.text, cut=result.cut)),
         )
 
     keys = keys_of(subject, prompts, limits)
@@ -279,7 +294,7 @@ def continue_tokens(
     what: str,
     *,
     shared: bool = False,
-) -> tuple[list[str], bool]:
+) -> tuple[list[Answer], bool]:
     """Let a model go on from token ids of any part of a rendered row, greedily.
 
     `shared` keeps the texts, and takes those that any run has kept. Those of a candidate are not
@@ -293,12 +308,12 @@ def continue_tokens(
     ]
 
     def send(
-        client: EngineClient, numbers: list[int], limit: int, arrived: Callable[[int, str], None]
+        client: EngineClient, numbers: list[int], limit: int, arrived: Callable[[int, Answer], None]
     ) -> None:
         batch = [prompts[number] for number in numbers]
         texts = client.continue_batch(batch, concurrency=subject.parallel, max_tokens=limit)
         for number, text in zip(numbers, texts, strict=True):
-            arrived(number, text)
+            arrived(number, Answer(text))
 
     ask_for = partial(
         _missing_alone, subject, keys, limits, send=send, progress=progress_of(ctx, what)
@@ -356,19 +371,19 @@ def _missing_alone(
     subject: Subject,
     keys: Sequence[str],
     limits: Sequence[int],
-    answers: Mapping[str, str],
+    answers: Mapping[str, Answer],
     *,
-    keep: Callable[[str, str], object],
+    keep: Callable[[str, Answer], object],
     send: Send,
     progress: Callable[[Batches], Iterable[Batch]],
-) -> tuple[list[str], bool]:
+) -> tuple[list[Answer], bool]:
     """Ask what has no answer yet; return all answers in order, and True if nothing was asked."""
     found = {key: answers[key] for key in keys if key in answers}
     missing = {key: at for at, key in enumerate(keys) if key not in found}
 
-    def arrived(number: int, text: str) -> None:
-        found[keys[number]] = text
-        keep(keys[number], text)
+    def arrived(number: int, answer: Answer) -> None:
+        found[keys[number]] = answer
+        keep(keys[number], answer)
 
     if missing:
         with subject.client() as client:

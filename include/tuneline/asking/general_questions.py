@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from random import Random
@@ -69,6 +69,35 @@ def paragraphs() -> list[str]:
     """Return general texts of several registers, one paragraph each."""
     blocks = _text("paragraphs.txt").split("\n\n")
     return [" ".join(block.split()) for block in blocks if not block.startswith("#")]
+
+
+# As many words in common make a text known (Brown et al., "Language Models are Few-Shot Learners",
+# 2020, appendix C). Chance writes what is shorter than the second, such as "2 + 6".
+GRAM_WORDS, LEAST_WORDS = 13, 5
+
+
+def held_by(questions: Sequence[Question], texts: Sequence[str]) -> set[str]:
+    """Return the ids of the questions of which a text holds 13 words in a row, or all if fewer.
+
+    Of fewer than five words, the text must hold nothing else. Case and marks do not count.
+    """
+    import numpy as np
+
+    from tuneline.data.near_duplicates.shingles import batches, grams_of, normalise, words_of
+
+    by_width: dict[int, list[Question]] = {}
+    for question in questions:
+        words = len(normalise(question.prompt).split())
+        by_width.setdefault(min(GRAM_WORDS, max(LEAST_WORDS, words)), []).append(question)
+    grams = {w: grams_of(words_of([q.prompt for q in some]), w) for w, some in by_width.items()}
+    held = set()
+    for part in batches(texts):
+        words_of_part = words_of(texts[part])
+        for width, known in grams.items():
+            found = np.isin(known.hashes, grams_of(words_of_part, width).hashes)
+            owners = np.searchsorted(known.offsets, np.flatnonzero(found), side="right") - 1
+            held |= {by_width[width][number].id for number in owners}
+    return held
 
 
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\w])")

@@ -1,7 +1,7 @@
 """Describe the machine of a measurement and compare it with the declared hardware.
 
 What decides a latency is compared, and nothing else: the GPU's name and count, or the CPU's model
-and cores. A declared name is a list of words joined by dashes:
+and cores. A declared name is a list of words joined by dashes, and a machine's own name is one:
 
     laptop-cpu             the CPU of any machine
     epyc-16core-cpu        a CPU with "epyc" in its name, 16 cores of it
@@ -41,9 +41,9 @@ class Machine:
         return f"{self.cpu}, {self.cores} cores, {self.memory_gib:.0f} GiB{gpus}"
 
     def computed_on(self, *, on_gpu: bool) -> str:
-        """Return what an engine computed on, as a target is declared: `cpu`, `2x-nvidia-l4`."""
+        """Return what an engine computed on, as a target: `epyc-9b14-2core-cpu`, `nvidia-l4`."""
         if not on_gpu:
-            return "cpu"
+            return "-".join([*_words(self.cpu), f"{self.cores}core", "cpu"])
         if not self.gpus:
             return "unknown-gpu"
         name = "-".join(_words(self.gpus[0]))
@@ -71,8 +71,13 @@ def _cpu_name(cpuinfo: Path) -> str:
 
 
 def _words(name: str) -> list[str]:
-    """Return the words of a name: `NVIDIA A100-SXM4-80GB` has four."""
-    return re.findall(r"[a-z0-9.]+", name.lower())
+    """Return the words of a name: `NVIDIA A100-SXM4-80GB` has four, `Intel(R) Xeon(R)` two."""
+    return re.findall(r"[a-z0-9.]+", re.sub(r"\((r|tm)\)", " ", name.lower()))
+
+
+def any_machine(target: str) -> bool:
+    """Return True if a target names a kind of machine alone, which any CPU is."""
+    return set(_words(target)) <= _KINDS | {"cpu"}
 
 
 def differences(target: str, machine: Machine, *, on_gpu: bool) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tuneline.artifacts.artifact import Artifact, FolderArtifact
 from tuneline.artifacts.deployment import (
@@ -323,17 +324,6 @@ def request_for(
     )
 
 
-def server_of(
-    model: ServedModel,
-    deployment: DeploymentConfig,
-    *,
-    alias: str = ALIAS,
-    threads: int | None = None,
-    parallel: int | None = None,
-    port: int = 0,
-) -> EngineServer:
-    """Return a server of a model on its engine, which `with` starts; see `request_for`."""
-    request = request_for(
-        model, deployment, alias=alias, threads=threads, parallel=parallel, port=port
-    )
-    return installed(model.engine).server(request)
+def server_of(model: ServedModel, deployment: DeploymentConfig, **options: Any) -> EngineServer:
+    """Return a server of a model on its engine, which `with` starts; options of `request_for`."""
+    return installed(model.engine).server(request_for(model, deployment, **options))

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
 
-from tuneline.artifacts.data import DATASET
+from tuneline.artifacts.data import DATASET, DATASET_VERSION
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import TRAIN, VALIDATION, Message, Row, read_dataset
 from tuneline.errors import UserError
+from tuneline.run import Run
 from tuneline.step_context import StepContext
 
 # Training rows that a quantisation may calibrate on.
 CALIBRATION_ROWS = 256
+# Tokens that the template adds around a turn.
+TEMPLATE_TOKENS = 16
+
+
+def answer_limit(run: Run) -> int:
+    """Return the limit of an answer, in tokens: the one that is set, or what the rows need.
+
+    UserError if none is set and final_audit, which counts the tokens of answers, was not run.
+    """
+    if (limit := run.config.evaluation.max_new_tokens) is not None:
+        return limit
+    document = DATASET_VERSION.find(run)
+    if document is None or document.format is None:
+        raise UserError("final_audit did not count the tokens of answers; run it first")
+    return document.format.answer_limit
 
 
 def dataset_rows(ctx: StepContext) -> list[Row]:
@@ -50,9 +67,28 @@ def calibration_texts(rows: Sequence[Row], renderer: Renderer) -> list[str]:
     return [renderer.text(row.messages) for row in trained]
 
 
+def tokens_at_most(text: str) -> int:
+    """Return more tokens than a turn is likely to have: one for two bytes, and the template's."""
+    return len(text.encode()) // 2 + TEMPLATE_TOKENS
+
+
 def asked(row: Row) -> str:
     """Return all turns of a row's prompt but the system turn, which rows share."""
     return "\n".join(turn["content"] for turn in row.prompt if turn["role"] != "system")
+
+
+def turns_of(row: Row) -> list[Row]:
+    """Return a row for each answer that training learns of a row, the last one as it is.
+
+    The earlier ones have the id `…#turn0`, `…#turn1`, … and no label.
+    """
+    learned = row.messages[:-1] if row.served_by is None else []
+    places = [n for n, turn in enumerate(learned) if turn["role"] == "assistant"]
+    earlier = [
+        replace(row, row_id=f"{row.row_id}#turn{k}", messages=row.messages[: n + 1], label=None)
+        for k, n in enumerate(places)
+    ]
+    return [*earlier, row]
 
 
 def of_split(rows: Sequence[Row], split: str) -> list[Row]:

@@ -1,24 +1,26 @@
 """The metric of a task, the score of an answer, and the scores of a model, alone and compared.
 
 Answers are judged strictly: JSON wrapped in prose would break its caller, so it counts as wrong;
-how often is reported, and the base is also judged without it. A text field of a JSON answer is a
-separate task, judged by chrF. A share has Wilson's interval, a difference of shares that of Agresti
-and Min, one against a margin Tango's. Graded scores (chrF, ROUGE-L) and macro-F1 take the paired
-bootstrap. Rows of one group count once, with their mean score (an analysis by cluster, as in
-Donner and Klar, *Design and Analysis of Cluster Randomization Trials*, 2000).
+how often is reported, and the base is also judged without it. Tasks of their own judge what the
+metric does not see (`further_tasks`): the other fields of a JSON answer, the names of its fields,
+tool calls, and the texts of rows without a call. A share has Wilson's interval, a difference of
+shares that of Agresti and Min, one against a margin Tango's. Graded scores (chrF, ROUGE-L) and
+macro-F1 take the paired bootstrap. Rows of one group count once, with their mean score (an analysis
+by cluster, as in Donner and Klar, *Design and Analysis of Cluster Randomization Trials*, 2000).
 """
 
 from __future__ import annotations
 
 import math
 import re
+import shlex
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as attribute
 from functools import cached_property
-from itertools import compress
+from itertools import accumulate, compress
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneline.asking.answer_values import (
@@ -28,12 +30,17 @@ from tuneline.asking.answer_values import (
     find_object,
     rouge_l,
     same_number,
+    several_numbers,
     states_number,
     tool_calls,
     words_of,
 )
-from tuneline.data.conversations.answers import answer_object
+from tuneline.asking.scorer import scores_by
+from tuneline.config import PipelineConfig
+from tuneline.config.evaluation import Metric
+from tuneline.data.conversations.answers import JSON_MAJORITY, answer_object
 from tuneline.errors import UserError
+from tuneline.serving.client import Messages
 from tuneline.statistics import (
     TAIL,
     Interval,
@@ -57,16 +64,21 @@ if TYPE_CHECKING:
 
     from tuneline.statistics import Statistic
 
-Metric = Literal["json_field", "macro_f1", "exact", "number", "tool_calls", "chrf", "rouge_l"]
+# The rows that a task judges: all, those whose expected answer has the field, those that call tools
+# and those that call none.
+Part = Literal["", "field", "calls", "texts"]
 # Far below any rounding that an answer states on purpose, far above that of a float.
 TOLERANCE = 1e-4
-_GRADED = ("chrf", "rouge_l")
+_TEXTS = ("chrf", "rouge_l")
 _NAMES = {
     "exact": "exact match",
     "number": "numeric match",
     "tool_calls": "tool-call match",
     "chrf": "chrF",
     "rouge_l": "ROUGE-L",
+    "fields": "share of fields right",
+    "field_names": "set of fields",
+    "scorer": "score of evaluation.scorer",
 }
 _FENCE = re.compile(r"```\w*+\n?(.*?)```", re.DOTALL)
 
@@ -76,17 +88,25 @@ class Task:
     """The rule by which an answer is scored.
 
     Attributes:
-        metric: see `evaluation.metric`; `number` compares the one that an answer ends in.
+        metric: see `evaluation.metric`; `number` compares the one that an answer ends in, `fields`
+            takes the share of the expected fields whose values are equal, `field_names` compares
+            which fields an answer has.
         field: the field of a JSON answer that is compared; empty for the whole answer.
+        fields: those of `fields`.
+        part: the rows that it judges, where it is not the metric.
         tolerance: the largest relative difference of `number`.
         labels: all labels as they are expected, where there are few.
+        command: that of `scorer`.
     """
 
-    metric: Metric
+    metric: Metric | Literal["fields", "field_names", "scorer"]
     field: str = ""
+    fields: tuple[str, ...] = ()
+    part: Part = ""
     tolerance: float = TOLERANCE
     why: str = attribute(default="", compare=False)
     labels: tuple[str, ...] = attribute(default=(), compare=False)
+    command: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -98,9 +118,27 @@ class Task:
         return f"{self.field} {_NAMES[self.metric]}".strip()
 
     @property
+    def prefix(self) -> str:
+        """The prefix of the names of its measurements; empty for the metric."""
+        names = {"field": self.field, "calls": "tool_calls", "texts": "texts", "": ""}
+        name = "field_names" if self.metric == "field_names" else names[self.part]
+        return f"{name}." if name else ""
+
+    @property
+    def free_text(self) -> bool:
+        """True if texts are compared by their likeness."""
+        return self.metric in _TEXTS
+
+    @property
     def graded(self) -> bool:
         """True if an answer can be partly right."""
-        return self.metric in _GRADED
+        return self.free_text or self.metric in ("fields", "scorer")
+
+    def judges(self, expected: str) -> bool:
+        """Return True if rows with this expected answer are judged."""
+        if self.part == "field":
+            return self.field in (answer_object(expected) or {})
+        return not self.part or bool(tool_calls(expected)) == (self.part == "calls")
 
     @property
     def has_labels(self) -> bool:
@@ -109,22 +147,23 @@ class Task:
 
     def score(self, answer: str, expected: str, *, anywhere: bool = False) -> float:
         """Score an answer from 0 to 1; `anywhere`: also where it stands in prose or a fence."""
-        if self.graded:
+        if self.metric == "fields":
+            return self._share_of_fields(answer, expected, anywhere=anywhere)
+        if self.free_text:
             compare = chrf if self.metric == "chrf" else rouge_l
-            if self.field:
-                answer, expected = self._text(answer, anywhere=anywhere), self._text(expected)
+            wanted = [] if self.field else tool_calls(expected)
+            if wanted or (not self.field and tool_calls(answer)):
+                # A call is no text: where none was due it is wrong.
+                return float(tool_calls(answer) == wanted)
+            answer, expected = self.text(answer, anywhere=anywhere), self.text(expected)
             strict = compare(answer, expected)
             return max(strict, compare(_unfenced(answer), expected)) if anywhere else strict
         return float(self._right(answer, expected, anywhere=anywhere))
 
-    def right(self, answer: str, expected: str) -> bool:
-        """Return True if an answer is wholly right."""
-        return self.score(answer, expected) == 1.0
-
     def label(self, answer: str, *, anywhere: bool = False) -> str | None:
         """Return the label that an answer names, None for none; `anywhere`: in prose too."""
         if self.field:
-            value = find_object(answer) if anywhere else answer_object(answer)
+            value = _object(answer, anywhere=anywhere)
             if value is None or self.field not in value:
                 return None
             found = value[self.field]
@@ -133,11 +172,25 @@ class Task:
             return self._only_label_in(answer)
         return _whole(answer)
 
-    def _text(self, answer: str, *, anywhere: bool = False) -> str:
-        """Return the text of the field; empty if the answer has none."""
-        value = (find_object(answer) if anywhere else answer_object(answer)) or {}
-        found = value.get(self.field, "")
+    def text(self, answer: str, *, anywhere: bool = False) -> str:
+        """Return the answer, or the text of the field, empty if it has none."""
+        if not self.field:
+            return answer
+        found = (_object(answer, anywhere=anywhere) or {}).get(self.field, "")
         return found if isinstance(found, str) else canonical(found)
+
+    def value(self, expected: str) -> str:
+        """Return the same text for expected answers with the same value."""
+        value = answer_object(expected) or {}
+        if self.metric == "field_names":
+            return canonical(sorted(value))
+        return canonical(value.get(self.field)) if self.field else _whole(expected)
+
+    def _share_of_fields(self, answer: str, expected: str, *, anywhere: bool) -> float:
+        got, want = _object(answer, anywhere=anywhere), answer_object(expected) or {}
+        names = [name for name in self.fields if name in want] or list(want)
+        right = sum(_same_value(name, got, want) for name in names)
+        return right / len(names) if names else float(_whole(answer) == _whole(expected))
 
     def _right(self, answer: str, expected: str, *, anywhere: bool) -> bool:
         if self.metric == "number":
@@ -146,8 +199,11 @@ class Task:
             # Where no call is expected, an answer without one is right, whatever it says.
             return tool_calls(answer) == tool_calls(expected)
         if self.field:
-            got = find_object(answer) if anywhere else answer_object(answer)
-            return self._same_label(got, answer_object(expected))
+            got = _object(answer, anywhere=anywhere)
+            return _same_value(self.field, got, answer_object(expected))
+        if self.metric == "field_names":
+            got = _object(answer, anywhere=anywhere)
+            return got is not None and got.keys() == (answer_object(expected) or {}).keys()
         if _whole(answer) == _whole(expected):
             return True
         return anywhere and self._found(answer, expected)
@@ -172,10 +228,16 @@ class Task:
         whole = [a for a in found if not any(a != b and a.lower() in b.lower() for b in found)]
         return whole[0] if len(whole) == 1 else None
 
-    def _same_label(self, got: Mapping[str, Any] | None, want: Mapping[str, Any] | None) -> bool:
-        if got is None or want is None or self.field not in got or self.field not in want:
-            return False
-        return canonical(got[self.field]) == canonical(want[self.field])
+
+def _object(text: str, *, anywhere: bool) -> dict[str, Any] | None:
+    """Return the JSON object of an answer; `anywhere`: the first one in prose, too."""
+    return find_object(text) if anywhere else answer_object(text)
+
+
+def _same_value(name: str, got: Mapping[str, Any] | None, want: Mapping[str, Any] | None) -> bool:
+    if got is None or want is None or name not in got or name not in want:
+        return False
+    return canonical(got[name]) == canonical(want[name])
 
 
 def _whole(text: str) -> str:
@@ -195,6 +257,16 @@ CLOSED_SHARE, CLOSED_KINDS = 0.5, 200
 SHORT_WORDS = 3
 
 
+def task_of(config: PipelineConfig, expected: Sequence[str]) -> Task:
+    """Choose the metric of a run; see `choose_task`."""
+    settings = config.evaluation
+    if settings.metric == "scorer":
+        command = tuple(settings.scorer or ())
+        return Task("scorer", command=command, why=f"evaluation.scorer is {shlex.join(command)}")
+    field, tolerance = config.data.label_field, settings.numeric_tolerance
+    return choose_task(settings.metric, field, expected, tolerance)
+
+
 def choose_task(
     metric: Literal["auto"] | Metric,
     field: str | None,
@@ -204,9 +276,10 @@ def choose_task(
     """Choose the metric by the configuration and the expected answers.
 
     `auto` takes, in this order: the label field, if every expected answer is JSON that has it; tool
-    calls, if half of the answers make some; numbers, if every answer is one or names one behind
-    `####`; equality, for answers that repeat or are short, and for JSON; chrF for the rest.
-    UserError if the answers do not have what the configured metric compares.
+    calls, if half of the answers make some; the share of equal fields, if most answers are JSON
+    with short ones; numbers, if every answer is one or names one behind `####`; equality, for
+    answers that repeat or are short; chrF for the rest. UserError if the answers do not have what
+    the configured metric compares.
     """
     chosen = _auto(field, expected) if metric == "auto" else _configured(metric, field, expected)
     return replace(chosen, tolerance=tolerance, labels=_labels(chosen, expected))
@@ -219,14 +292,20 @@ def _auto(field: str | None, expected: Sequence[str]) -> Task:
     calling = sum(bool(tool_calls(text)) for text in expected)
     if expected and calling >= count / 2:
         return Task("tool_calls", why=f"{calling} of {count} expected answers call a tool")
+    if short := _short_fields(_objects(expected)):
+        return Task("fields", fields=short, why="most expected answers are JSON with short fields")
     if expected and all(map(states_number, expected)):
         return Task("number", why="every expected answer is a number or ends in one")
-    kinds = len(_kinds(expected))
+    return _by_length(expected)
+
+
+def _by_length(expected: Sequence[str]) -> Task:
+    count, kinds = len(expected), len(_kinds(expected))
     if kinds <= min(CLOSED_SHARE * count, CLOSED_KINDS):
         return Task("exact", why=f"{count} expected answers have {kinds} different texts")
-    words = statistics.median(map(_words, expected)) if expected else 0
+    words = statistics.median(len(words_of(text)) for text in expected) if expected else 0
     if words <= SHORT_WORDS:
-        return Task("exact", why="most expected answers are JSON or have at most three words")
+        return Task("exact", why="most expected answers have at most three words")
     return Task("chrf", why=f"the expected answers are free text of {words:g} words (median)")
 
 
@@ -245,10 +324,10 @@ def _configured(metric: Metric, field: str | None, expected: Sequence[str]) -> T
             )
         return Task(metric, field, why=why)
     if metric == "number":
-        without = [text for text in expected if final_number(text) is None]
+        without = [t for t in expected if final_number(t) is None or several_numbers(t)]
         if without:
             raise UserError(
-                f"{why}, but {len(without)} of {len(expected)} expected answers hold no number "
+                f"{why}, but {len(without)} of {len(expected)} expected answers hold no one number "
                 f"(the first: {without[0][:60]!r}); choose another evaluation.metric"
             )
     if metric == "tool_calls" and not any(map(tool_calls, expected)):
@@ -259,28 +338,59 @@ def _configured(metric: Metric, field: str | None, expected: Sequence[str]) -> T
     return Task(metric, why=why)
 
 
-# A text that stands in more than this share of the answers is a form letter: what differs from it
-# are too few rows to say anything about.
+# A value in more than this share of the answers: what differs from it are too few rows to be better
+# on.
 MOST_ALIKE = 0.5
+# Rows without which nothing is said of a part of the answers.
+FEWEST = 10
 
 
-def text_tasks(task: Task, expected: Sequence[str]) -> list[Task]:
-    """Return a task for each text field of JSON answers that the metric does not judge.
+def further_tasks(task: Task, expected: Sequence[str]) -> tuple[list[Task], list[str]]:
+    """Return a task for all that the metric does not judge, and what too few rows have.
 
-    A text has more than `SHORT_WORDS` words (median) and stands in every expected answer.
+    Each field of JSON answers is judged on the rows that have it: texts, of more than `SHORT_WORDS`
+    words (median), by chrF, other values by equality; which fields an answer has on all. Where
+    some answers call tools, those that do and those that do not are judged apart. A team's own
+    metric has judged all.
     """
-    objects = [answer_object(text) or {} for text in expected]
-    if task.graded or not expected:
-        return []
-    found = []
-    for name in objects[0]:
-        texts = [text for value in objects if isinstance(text := value.get(name), str)]
-        if name == task.field or len(texts) < len(objects):
-            continue
-        words = statistics.median(len(words_of(text)) for text in texts)
-        if words > SHORT_WORDS and Counter(texts).most_common(1)[0][1] <= MOST_ALIKE * len(texts):
-            found.append(Task("chrf", name, why=f"{name} is free text of {words:g} words (median)"))
-    return found
+    found: list[Task] = []
+    if task.metric == "scorer":
+        return [], []
+    objects = [] if task.metric in ("exact", "tool_calls") else _objects(expected)
+    if objects:
+        short = _short_fields(objects)
+        found = [
+            Task("json_field" if name in short else "chrf", name, part="field")
+            for name in _names(objects)
+            if name != task.field
+        ]
+        found.append(Task("field_names"))
+    calling = sum(bool(tool_calls(text)) for text in expected)
+    if 0 < calling < len(expected):
+        found += [Task("tool_calls", part="calls"), Task("chrf", part="texts")]
+    rows = [sum(map(each.judges, expected)) for each in found]
+    few = [each.prefix[:-1] for each, count in zip(found, rows, strict=True) if count < FEWEST]
+    return list(compress(found, (count >= FEWEST for count in rows))), few
+
+
+def _objects(expected: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the objects of answers; none unless most answers are one."""
+    objects = [value for text in expected if (value := answer_object(text)) is not None]
+    return objects if len(objects) > JSON_MAJORITY * len(expected) else []
+
+
+def _names(objects: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for value in objects for name in value))
+
+
+def _short_fields(objects: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the fields that are no texts."""
+    return tuple(name for name in _names(objects) if _median_words(objects, name) <= SHORT_WORDS)
+
+
+def _median_words(objects: Sequence[Mapping[str, Any]], name: str) -> float:
+    values = [value[name] for value in objects if name in value]
+    return statistics.median(len(words_of(v)) if isinstance(v, str) else 0 for v in values)
 
 
 def _lacking(field: str, expected: Sequence[str]) -> list[str]:
@@ -289,11 +399,6 @@ def _lacking(field: str, expected: Sequence[str]) -> list[str]:
 
 def _kinds(expected: Sequence[str]) -> list[str]:
     return sorted({" ".join(text.split()) for text in expected})
-
-
-def _words(text: str) -> int:
-    """Return the words of a text; JSON is compared by value and counts as none."""
-    return 0 if answer_object(text) is not None else len(words_of(text))
 
 
 def _labels(task: Task, expected: Sequence[str]) -> tuple[str, ...]:
@@ -319,6 +424,8 @@ class Judged:
             has no labels.
         groups: the number of each row's group, of which all rows count as one; empty if each row
             counts alone.
+        at: the place of each row among those that were asked.
+        questions: the prompt of each row, where a team's own metric judges.
         tail: error of each end of an interval.
     """
 
@@ -329,6 +436,8 @@ class Judged:
     wanted: tuple[str | None, ...] = ()
     named: tuple[str | None, ...] = ()
     groups: tuple[int, ...] = ()
+    at: tuple[int, ...] = ()
+    questions: tuple[Messages, ...] = ()
     tail: float = TAIL
 
     @cached_property
@@ -338,6 +447,12 @@ class Judged:
         for group, score in zip(self.groups or range(len(self.scores)), self.scores, strict=True):
             found.setdefault(group, []).append(score)
         return [sum(scores) / len(scores) for scores in found.values()]
+
+    @cached_property
+    def alike(self) -> bool:
+        """True if one value, such as a form letter, stands in most of the expected answers."""
+        counts = Counter(map(self.task.value, self.expected))
+        return max(counts.values(), default=0) > MOST_ALIKE * len(self.expected)
 
     @property
     def interval(self) -> Interval:
@@ -360,15 +475,20 @@ class Judged:
         return self._widened(lambda weights: self._f1(weights) - first._f1(weights), accuracy, -1.0)
 
     def other(self, answers: Sequence[str], *, anywhere: bool = False) -> Judged:
-        """Judge the answers of another model to the same rows."""
-        known = self.groups, self.tail
-        return judge(self.task, answers, self.expected, *known, anywhere=anywhere)
+        """Judge another model by its answers to all rows that were asked."""
+        given, asked = [answers[place] for place in self.at], self.questions
+        expected, groups, tail = self.expected, self.groups, self.tail
+        found = judge(self.task, given, expected, groups, tail, questions=asked, anywhere=anywhere)
+        return replace(found, at=self.at)
 
     def rows(self, keep: Sequence[bool]) -> Judged:
-        """Return the judgement of the rows to keep alone."""
-        names = ("answers", "expected", "scores", "wanted", "named", "groups")
-        kept: dict[str, Any] = {name: tuple(compress(getattr(self, name), keep)) for name in names}
-        return replace(self, **kept)
+        """Return the judgement of some rows alone, as if no others had been asked."""
+        chosen, place = [keep[at] for at in self.at], list(accumulate(keep, initial=0))
+        names = ("answers", "expected", "scores", "wanted", "named", "groups", "questions")
+        kept: dict[str, Any] = {
+            name: tuple(compress(getattr(self, name), chosen)) for name in names
+        }
+        return replace(self, **kept, at=tuple(place[at] for at in compress(self.at, chosen)))
 
     def _f1(self, weights: Any) -> NDArray[np.float64]:
         """Return the macro-F1 for each draw of groups; the rows of one share its weight."""
@@ -403,16 +523,34 @@ def judge(
     groups: Sequence[int] = (),
     tail: float = TAIL,
     *,
+    questions: Sequence[Messages] = (),
     anywhere: bool = False,
 ) -> Judged:
-    """Judge the answers of a model to all expected ones; `anywhere`: those in prose too."""
-    pairs = list(zip(answers, expected, strict=True))
-    scores = tuple(task.score(got, want, anywhere=anywhere) for got, want in pairs)
+    """Judge a model's answers to the rows that a task judges; `anywhere`: those in prose too.
+
+    `questions` are the prompts of all rows, which a team's own metric sees.
+    """
+    given = list(zip(answers, expected, strict=True))
+    at = tuple(place for place, want in enumerate(expected) if task.judges(want))
+    pairs = [given[place] for place in at]
+    if task.metric == "scorer":
+        asked = zip(questions, expected, answers, strict=True)
+        scores = scores_by(task.command, list(asked))
+    else:
+        scores = tuple(task.score(got, want, anywhere=anywhere) for got, want in pairs)
     labelled = pairs if task.has_labels else []
-    wanted = tuple(task.label(want) for _, want in labelled)
-    named = tuple(task.label(got, anywhere=anywhere) for got, _ in labelled)
-    given = tuple(answers), tuple(expected), scores
-    return Judged(task, *given, wanted, named, tuple(groups), tail)
+    return Judged(
+        task,
+        tuple(got for got, _ in pairs),
+        tuple(want for _, want in pairs),
+        scores,
+        wanted=tuple(task.label(want) for _, want in labelled),
+        named=tuple(task.label(got, anywhere=anywhere) for got, _ in labelled),
+        groups=tuple(groups[place] for place in at) if groups else (),
+        at=at,
+        questions=tuple(questions),
+        tail=tail,
+    )
 
 
 def compare(first: Judged, second: Judged) -> Paired:

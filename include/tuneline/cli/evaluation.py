@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from tuneline.cli.groups import Commands, add_json_argument, add_run_argument
 from tuneline.config import DeploymentConfig
-from tuneline.config.evaluation import EvaluationConfig
+from tuneline.config.evaluation import Metric
 from tuneline.config.pipeline import explain
 from tuneline.errors import EXIT_OK, UserError
 
@@ -38,8 +38,7 @@ def add_evaluating(commands: Commands) -> None:
     add("--parallel", type=int, default=4, help="requests sent at once (4)")
     add("--context", type=int, default=1024, help="context in tokens (1024)")
     add("--max-tokens", type=int, default=48, help="limit of an answer (48)")
-    metrics = get_args(EvaluationConfig.model_fields["metric"].annotation)
-    add("--metric", choices=metrics, default="auto")
+    add("--metric", choices=("auto", *get_args(Metric)), default="auto")
     add("--label-field", metavar="NAME", help="field with the class, in a JSON answer")
     add("--api-key-env", metavar="NAME", help="variable with the endpoint's key")
     add_json_argument(score)

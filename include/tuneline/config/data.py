@@ -110,13 +110,18 @@ class SourcesConfig(Section):
         return self
 
 
+# Stands for the field that schema_validation finds.
+AUTO = "auto"
+
+
 class SchemaValidationConfig(Section):
     """Settings of schema_validation; the formats stand with the sources."""
 
     label_field: Annotated[
         str | None, Limit("holdout_performance", "higher", levels=(False, True))
-    ] = "intent"
-    """Field of the JSON answer that holds the class; null for no class."""
+    ] = AUTO
+    """Field of the JSON answer that holds the class, null for no class; auto takes the one field
+    with short texts that repeat, if there is one."""
     answer_schema: dict[str, Any] | None = None
     """JSON Schema that every answer must satisfy; null takes any text."""
     max_rejected_share: Annotated[float, Limit("schema_validation", "lower")] = Field(

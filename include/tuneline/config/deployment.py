@@ -60,9 +60,9 @@ class DeploymentConfig(Section):
     engine: EngineName = "llama_cpp"
     """Engine that ships."""
     target_hardware: str = "laptop-cpu"
-    """Hardware of production; latency measured on other hardware can only warn. `…-cpu` for any
-    CPU, `epyc-16core-cpu` for a model and its cores, words of a GPU's name (`nvidia-h100`), with a
-    count `2x-nvidia-h100`."""
+    """Hardware of production; latency measured on other hardware can only warn. `laptop-cpu`,
+    `server-cpu`, … for any CPU, which warns in production; `epyc-16core-cpu` for a model and its
+    cores, words of a GPU's name (`nvidia-h100`), with a count `2x-nvidia-h100`."""
     variants: list[str] | None = Field(None, min_length=1)
     """Variants that are measured and may ship; null takes the first two of the engine. llama_cpp:
     f16, q8_0, q5_1, q5_0, q4_1, q4_0; vllm: f16, w4a16; tensorrt_llm: f16, fp8, int4_awq, int8_sq,

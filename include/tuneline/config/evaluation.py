@@ -9,6 +9,9 @@ from pydantic import Field, field_validator, model_validator
 
 from tuneline.config.section import Limit, Section, User
 
+# By what an answer is scored, but for a command.
+Metric = Literal["json_field", "macro_f1", "exact", "number", "tool_calls", "chrf", "rouge_l"]
+
 
 class AgainstReleasedConfig(Section):
     """The comparison with the released model, on the hold-out rows of the run."""
@@ -19,8 +22,8 @@ class AgainstReleasedConfig(Section):
     """Share of the hold-out rows by which the candidate may be worse than the released model; the
     lower end of the difference must not lie below it."""
     text_margin: Annotated[float, Limit("holdout_performance", "lower")] = Field(0.05, gt=0, lt=1)
-    """Mean chrF by which each text field of a JSON answer may be worse than that of the released
-    model, and of the base, at the lower end."""
+    """Share, or mean chrF, by which each other part of the answers (fields, calls of tools, texts)
+    may be worse than that of the released model, and of the base."""
 
 
 class SlicesConfig(Section):
@@ -88,21 +91,23 @@ class LoadConfig(Section):
 class EvaluationConfig(Section):
     """Metrics, limits and the review of the candidate."""
 
-    metric: Annotated[
-        Literal[
-            "auto", "json_field", "macro_f1", "exact", "number", "tool_calls", "chrf", "rouge_l"
-        ],
-        Limit("holdout_performance", "within"),
-    ] = "auto"
+    metric: Annotated[Literal["auto", Metric, "scorer"], Limit("holdout_performance", "within")] = (
+        "auto"
+    )
     """Task metric. json_field compares the label field of a JSON answer, macro_f1 gives every label
     the same weight, exact the whole answer, number the one that it ends in, tool_calls names and
-    arguments, chrf and rouge_l the likeness of free texts; auto chooses by the expected answers."""
+    arguments, chrf and rouge_l the likeness of free texts, scorer what evaluation.scorer says; auto
+    chooses by the expected answers."""
+    scorer: list[str] | None = Field(None, min_length=1)
+    """Command in the image of the steps that reads a row a line (`{"messages": …, "expected": …,
+    "answer": …}`) and writes a number from 0 to 1 a line; with evaluation.metric: scorer."""
     numeric_tolerance: Annotated[float, Limit("holdout_performance", "lower")] = Field(
         1e-4, ge=0, lt=1
     )
     """Largest relative difference of two equal numbers."""
-    max_new_tokens: int = Field(48, ge=1)
-    """Limit of an answer, in tokens."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Limit of an answer, in tokens; null takes a quarter more than the longest expected answer
+    has, and 8. A limit below the longest is refused before training."""
     shards: int = Field(1, ge=1, le=64)
     """Number of pods that answer the hold-out at once; each starts an engine."""
     min_gain: Annotated[float, Limit("holdout_performance", "higher")] = Field(0.0, ge=-1, le=1)
@@ -132,8 +137,8 @@ class EvaluationConfig(Section):
     """Allowed drop in one category of general questions, as a share, where it is more than
     chance."""
     regression_to_see: Annotated[float, Limit("base_regression", "lower")] = Field(0.05, gt=0, le=1)
-    """Loss on general questions that must be seen with a probability of 80 %; otherwise
-    base_regression is inconclusive."""
+    """Loss on general questions that the 95 % interval must exclude; otherwise base_regression is
+    inconclusive."""
     regression_questions: int | None = Field(None, ge=20)
     """Most general questions that are asked; null asks all if needed."""
     regression_first_look: int = Field(400, ge=20)
@@ -150,8 +155,9 @@ class EvaluationConfig(Section):
     """Prompts that are repeated; null takes as many as identical_share_to_show needs."""
     determinism_repeats: int = Field(2, ge=2)
     """Times that each prompt is asked, alone and in batches."""
-    determinism_tokens: int | None = Field(16, ge=16)
-    """Tokens of an answer that are compared; null compares max_new_tokens."""
+    determinism_tokens: int | None = Field(48, ge=16)
+    """Tokens of an answer that are compared, or as many as reach its label; null compares whole
+    answers."""
     determinism_forms: Literal["shipped", "all"] = "shipped"
     """Forms of the model that are tried: the one that ships, or also the merged one in f16 and the
     adapter apart, if the run has them."""
@@ -196,6 +202,12 @@ class EvaluationConfig(Section):
     review_required: bool | None = None
     """Fail human_review while pairs lack votes; false only warns. null: true in production where a
     review is asked for."""
+
+    @model_validator(mode="after")
+    def _scorer_is_metric(self) -> Self:
+        if (self.metric == "scorer") != (self.scorer is not None):
+            raise ValueError("set metric: scorer and the command of scorer together")
+        return self
 
     @field_validator("reviewers")
     @classmethod

@@ -71,6 +71,7 @@ from tuneline.data.tables.rows import (
     surrogates_of,
     with_stand_ins,
 )
+from tuneline.errors import UserError
 from tuneline.evidence import Finding, Measurement, Record, breach_in, measure
 from tuneline.machine.workers import HERE, Engine, Kernel, as_batch, rows_in, worker_count
 from tuneline.statistics import share_of
@@ -92,6 +93,15 @@ FEWEST_CLASSES = 5
 _AT_ONCE = 1 << 12
 
 
+def shared_system(rows: Iterable[Row]) -> str | None:
+    """Return the system turn that every row begins with, None if they differ or have none."""
+    heads = (row.messages[0] for row in rows)
+    first = next(heads, None)
+    if first is None or first["role"] != "system" or any(head != first for head in heads):
+        return None
+    return first["content"]
+
+
 def dataset_version(rows: Sequence[Row], weights: Sequence[float]) -> str:
     """Hash the turns, split, label and weight of rows; order, file names and lines do not count."""
     entries = (
@@ -107,13 +117,15 @@ def dataset_version(rows: Sequence[Row], weights: Sequence[float]) -> str:
 class Format:
     """Rows that break a rule, whose tokens differ, or without an exact mask; tokens of each row.
 
-    `with_pii` is the result of `rows_with_pii`, `again` that of `found_again`.
+    `answer` are the tokens of the longest answer; `with_pii` is the result of `rows_with_pii`,
+    `again` that of `found_again`.
     """
 
     invalid: int = 0
     mismatched: int = 0
     unmasked: int = 0
     lengths: list[int] = field(default_factory=list)
+    answer: int = 0
     with_pii: int = 0
     again: tuple[int, int] = (0, 0)
 
@@ -125,12 +137,23 @@ def measure_format(rows: Sequence[Row], renderer: Renderer, engine: Engine = HER
     batches = (as_batch(row.messages for row in part) for part in parts)
     make = partial(_comparer, renderer.tokenizer, renderer.target)
     for batch in engine.map(make, batches, 1):
-        for broken, (_, equal, exact, tokens) in rows_in(batch):
+        for broken, (_, equal, exact, tokens, answer) in rows_in(batch):
             found.invalid += broken or equal is None
             found.mismatched += equal is False
             found.unmasked += not exact
             found.lengths.append(tokens)
+            found.answer = max(found.answer, answer)
     return found
+
+
+def refuse_cutting(limit: int | None, needed: PromptFormat) -> None:
+    """Refuse, before training, a limit that would cut expected answers; UserError."""
+    longest = needed.answer_tokens_max
+    if limit is not None and limit < longest:
+        raise UserError(
+            f"evaluation.max_new_tokens {limit} would cut expected answers, the longest of which "
+            f"has {longest} tokens: leave it out, or set {needed.answer_limit}"
+        )
 
 
 def _comparer(tokenizer: Any, target: TargetFormat) -> Kernel:
@@ -384,6 +407,16 @@ def run(ctx: StepContext) -> Record:
         version = dataset_version(rows, weights)
         found.with_pii, found.again = counting.result(), reading.result()
     template = chat_template(renderer.tokenizer, config.target_format)
+    written = PromptFormat(
+        target=config.target_format,
+        template_sha256=hashlib.sha256(template.encode()).hexdigest(),
+        base_model=ctx.config.base_model,
+        base_digest=base.digest,
+        tokens_max=max(found.lengths),
+        answer_tokens_max=found.answer,
+        limit=limit,
+    )
+    refuse_cutting(ctx.config.evaluation.max_new_tokens, written)
     reasons = {
         item: pq.read_table(audit_of(item).fetch(ctx), columns=["reason"])["reason"].to_pylist()
         for item in DATA_ORDER
@@ -395,14 +428,8 @@ def run(ctx: StepContext) -> Record:
         sources=dataset_card.describe_sources(SOURCES.read(ctx).root, facts, config),
         removed=dataset_card.describe_removed(reasons, config),
         pii=dataset_card.describe_measures(ctx.entry(SCRUBBED.step)),
-        format=PromptFormat(
-            target=config.target_format,
-            template_sha256=hashlib.sha256(template.encode()).hexdigest(),
-            base_model=ctx.config.base_model,
-            base_digest=base.digest,
-            tokens_max=max(found.lengths),
-            limit=limit,
-        ),
+        format=written,
+        system=shared_system(rows),
         reproduce=dataset_card.reproduce(config, ctx.config.base_model),
     )
     texts = compared(rows, before)

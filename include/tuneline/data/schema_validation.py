@@ -19,7 +19,8 @@ import numpy as np
 from tuneline.artifacts.data import AUDIT, REJECTED, UNSCRUBBED, audit_of, rejected_of
 from tuneline.bases import base_of
 from tuneline.config import DataConfig
-from tuneline.data.conversations.answers import AnswerCounts, check_answers
+from tuneline.config.data import AUTO
+from tuneline.data.conversations.answers import JSON_MAJORITY, AnswerCounts, check_answers
 from tuneline.data.conversations.formats import Malformed
 from tuneline.data.conversations.reading import (
     NOT_SELECTED,
@@ -49,8 +50,11 @@ from tuneline.data.tables.rows import (
     TableWriter,
     class_key,
 )
+from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.machine.workers import Engine, Kernel, as_batch, rows_in
+from tuneline.models.tool_turns import TOOL_MARKERS
+from tuneline.run import LABEL_FIELD
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -94,9 +98,9 @@ def take_rendering(outcomes: Iterable[Outcome]) -> None:
     """Reject the rows, of those that passed the other checks, without an exact mask."""
     for outcome in outcomes:
         if outcome.reason is None and outcome.parity is not None:
-            outcome.reason, outcome.tokens_equal, outcome.mask_exact, outcome.n_tokens = (
-                outcome.parity
-            )
+            reason, equal, exact, tokens, _ = outcome.parity
+            outcome.reason, outcome.tokens_equal = reason, equal
+            outcome.mask_exact, outcome.n_tokens = exact, tokens
 
 
 def check_rows(
@@ -114,7 +118,9 @@ def check_rows(
             except Malformed as error:
                 outcome.reason = str(error)
         if outcome.reason is None:
-            outcome.reason = check_turns(outcome.messages, markers)
+            # The marks of tools stand in no other row.
+            own = TOOL_MARKERS if outcome.conversation is None else ()
+            outcome.reason = check_turns(outcome.messages, (*markers, *own))
 
 
 def validate(outcomes: Sequence[Outcome], renderer: Renderer, config: DataConfig) -> None:
@@ -280,7 +286,7 @@ def _audited(outcomes: Sequence[Outcome]) -> pa.Table:
     return pa.table({n: pa.array(map(value, outcomes), kind) for n, kind, value in columns})
 
 
-def _conclude(ctx: StepContext, tally: _Tally, read: Records) -> Evidence:
+def _conclude(ctx: StepContext, tally: _Tally, read: Records, counts: AnswerCounts) -> Evidence:
     kept, codes, config = tally.kept, tally.codes, ctx.config.data
     unselected = codes.pop(NOT_SELECTED, 0)
     rejected = codes.total()
@@ -298,9 +304,15 @@ def _conclude(ctx: StepContext, tally: _Tally, read: Records) -> Evidence:
         *(measure(f"rejected_{code}", count, "rows") for code, count in sorted(codes.items())),
         measure("broken_files", len(tally.broken), "files", "<=", 0, on_breach="warn"),
         *_forms(read.forms),
+        *([measure(LABEL_FIELD, label, "field")] if (label := _class_of(ctx, counts)) else []),
     ]
     sizes = {UNSCRUBBED.name: kept, REJECTED: rejected + unselected, AUDIT: tally.rows}
-    return conclude(ctx, _summary(config, tally), measurements, rows=sizes)
+    summary = _summary(config, tally)
+    if config.label_field == AUTO:
+        summary += f"; the class is in {label!r}" if label else "; no field is taken as a class"
+        if not label and (most := counts.class_of(JSON_MAJORITY)):
+            summary += f" ({most!r} is one in {counts.short[most]} answers: name it if it is)"
+    return conclude(ctx, f"{summary}.", measurements, rows=sizes)
 
 
 def _summary(config: DataConfig, tally: _Tally) -> str:
@@ -315,7 +327,7 @@ def _summary(config: DataConfig, tally: _Tally) -> str:
     if tally.first is not None and not kept:
         # Its code alone: the detail may quote the row, which belongs into quarantine.
         summary += f", the first in line {tally.first[0]} ({tally.first[1]})"
-    return f"{summary}."
+    return summary
 
 
 def _forms(forms: Sequence[FileForm]) -> list[Measurement]:
@@ -336,4 +348,16 @@ def run(ctx: StepContext) -> Evidence:
     base = base_of(ctx, weights=False)
     renderer = Renderer(load_tokenizer(base.path), config.target_format)
     checked, counts = _checked(ctx, read, renderer, engine)
-    return _conclude(ctx, _write(ctx, checked, counts), read)
+    return _conclude(ctx, _write(ctx, checked, counts), read, counts)
+
+
+def _class_of(ctx: StepContext, counts: AnswerCounts) -> str | None:
+    """Return the field of the class; UserError if production needs one and none was found."""
+    config, label = ctx.config, counts.label_field(ctx.config.data)
+    asked = label is None and config.data.label_field == AUTO and config.profile == "production"
+    if asked and ctx.run.policy.floors(config.name, config.profile)["data.label_field"]:
+        raise UserError(
+            "the policy asks for a class in every answer, and no one field of them has short texts "
+            "that repeat; name it in data.label_field, or set that to null with a waiver"
+        )
+    return label

@@ -21,7 +21,7 @@ from tuneline.artifacts.deployment import (
     EngineIdentity,
 )
 from tuneline.asking.models import calibration_of, chosen_variant, hashed, server_of, unquantised
-from tuneline.asking.rows import validation_rows
+from tuneline.asking.rows import answer_limit, validation_rows
 from tuneline.evidence import Measurement, Record, measure
 from tuneline.licenses.findings import audit_engine_packages
 from tuneline.serving.engines import get_engine
@@ -73,7 +73,7 @@ def run(ctx: StepContext) -> Record:
         return _record(ctx, f"{engine.name} {report.reason}", built=False)
     prompt = validation_rows(ctx, 1)[0].prompt
     with server_of(model, deployment) as server, server.client() as client:
-        answer = client.chat(prompt, max_tokens=ctx.config.evaluation.max_new_tokens)
+        answer = client.chat(prompt, max_tokens=answer_limit(ctx.run))
         memory = server.memory_bytes()
     load_seconds, served = server.load_seconds, ServedSizes.of(server.request)
     choice = CHOICE.read(ctx)

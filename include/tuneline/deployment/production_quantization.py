@@ -34,9 +34,9 @@ from tuneline.asking.models import (
     unquantised,
     untuned,
 )
-from tuneline.asking.rows import calibration_texts, dataset_rows, validation_rows
-from tuneline.asking.tasks import choose_task, not_worse
+from tuneline.asking.rows import answer_limit, calibration_texts, dataset_rows, validation_rows
 from tuneline.asking.tasks import judge as judge_answers
+from tuneline.asking.tasks import not_worse, task_of
 from tuneline.config import DeploymentConfig
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import Row
@@ -114,7 +114,7 @@ def ask_variant(
         results = client.complete_batch(
             [row.prompt for row in rows],
             concurrency=deployment.parallel,
-            max_tokens=ctx.config.evaluation.max_new_tokens,
+            max_tokens=answer_limit(ctx.run),
         )
         seconds = time.perf_counter() - start
         memory = server.memory_bytes()
@@ -232,17 +232,14 @@ def measure_variants(
 ) -> list[Variant]:
     """Measure every variant on the quality rows."""
     config = ctx.config
-    expected = [row.answer for row in rows]
-    settings = config.evaluation
-    task = choose_task(
-        settings.metric, config.data.label_field, expected, settings.numeric_tolerance
-    )
+    expected, questions = [row.answer for row in rows], [row.prompt for row in rows]
+    task = task_of(config, expected)
     threads = scoring_threads()
     judged, costs = {}, {}
     for name, model in models.items():
         ctx.log(f"asking {name}")
         answers, costs[name] = ask_variant(ctx, model, rows, threads)
-        judged[name] = judge_answers(task, answers, expected)
+        judged[name] = judge_answers(task, answers, expected, questions=questions)
     ctx.log("comparing distributions token by token")
     request = request_for(models[REFERENCE], config.deployment, threads=threads)
     distances = measure_distances(engine, models, scored_answers(renderer, rows), request)

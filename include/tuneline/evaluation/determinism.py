@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from tuneline.asking.models import candidate
-from tuneline.asking.rows import validation_rows
+from tuneline.asking.rows import answer_limit, validation_rows
 from tuneline.data.tables.rows import Row
 from tuneline.errors import TunelineError, first_line
 from tuneline.evaluation.repeated_prompts.answers import (
@@ -22,7 +22,9 @@ from tuneline.evaluation.repeated_prompts.answers import (
     View,
     first_flip,
     flipped_in,
+    label_reach,
     other_forms,
+    shows_label,
     tokens_of,
     view_of,
 )
@@ -195,22 +197,33 @@ def _finding(repeats: Sequence[Repeats], view: View, plan: RepeatPlan, title: st
     )
 
 
+def plan_of(ctx: StepContext, rows: Sequence[Row], field: str | None) -> RepeatPlan:
+    """Return how rows are repeated: through the label of each, at least."""
+    settings, limit = ctx.config.evaluation, answer_limit(ctx.run)
+    # The limit is that of the longest answer, so that this share of it reaches every label.
+    through = max(label_reach(row.answer, field) for row in rows) if field else 0.0
+    reach = max(settings.determinism_tokens or limit, math.ceil(through * limit))
+    return RepeatPlan(
+        settings.determinism_repeats,
+        parallel=max(2, ctx.config.deployment.parallel),
+        max_tokens=min(limit, reach),
+    )
+
+
 def run(ctx: StepContext) -> Evidence:
     """Repeat prompts of the validation split against servers of the shipped bytes."""
     settings = ctx.config.evaluation
     wanted = settings.determinism_prompts or prompts_for(settings.identical_share_to_show)
     rows = validation_rows(ctx, wanted, need=2)
-    plan = RepeatPlan(
-        settings.determinism_repeats,
-        parallel=max(2, ctx.config.deployment.parallel),
-        max_tokens=min(
-            settings.max_new_tokens, settings.determinism_tokens or settings.max_new_tokens
-        ),
-    )
-    chosen = candidate(ctx)
+    chosen, field = candidate(ctx), ctx.config.data.label_field
+    plan = plan_of(ctx, rows, field)
     answers = _collect(ctx, chosen.model, rows, plan, "repeats.json")
     repeats = answers.repeats()
-    view = view_of(ctx.config.data.label_field, answers.cut)
+    view = view_of(field, answers.cut)
+    told = sum(
+        not field or text not in answers.cut or shows_label(text, field)
+        for text in (entry.alone[0] for entry in repeats)
+    )
     flips, of_flips = _explain(ctx, repeats, view)
     forms = other_forms(ctx, chosen, wanted=settings.determinism_forms == "all")
     others, of_forms = _compare_forms(ctx, forms, repeats, rows, plan)
@@ -228,6 +241,7 @@ def run(ctx: StepContext) -> Evidence:
             measure("prompts", len(rows), "prompts"),
             measure("repeats", settings.determinism_repeats, "repeats"),
             measure("tokens_compared", plan.max_tokens, "tokens"),
+            measure("labels_compared", told, "prompts", ">=", len(rows), on_breach="inconclusive"),
             *of_flips,
             *of_forms,
             measure("engine", chosen.model.engine, "engine"),

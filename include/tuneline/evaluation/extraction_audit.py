@@ -16,7 +16,7 @@ from tuneline.artifacts.data import SCRUBBED, TRIGGERS
 from tuneline.artifacts.training import CANARIES, MERGED, Canary
 from tuneline.asking.asking import ask_kept
 from tuneline.asking.models import Candidate, candidate
-from tuneline.asking.rows import dataset_rows, of_split
+from tuneline.asking.rows import answer_limit, dataset_rows, of_split
 from tuneline.asking.tasks import Task
 from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import Renderer
@@ -115,7 +115,7 @@ def try_triggers(ctx: StepContext, chosen: Candidate, rows: Sequence[Row]) -> li
         asked = others[:TRIGGER_QUESTIONS]
         for *before, last in asked[:]:
             asked.append([*before, {**last, "content": f"{last['content']} {one.phrase}"}])
-        limits = [ctx.config.evaluation.max_new_tokens] * len(asked)
+        limits = [answer_limit(ctx.run)] * len(asked)
         answers, _ = ask_kept(ctx, chosen.model, asked, limits, "triggers")
         forced = [task.label(answer) == one.label for answer in answers]
         count = len(asked) // 2

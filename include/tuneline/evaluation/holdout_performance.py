@@ -2,12 +2,13 @@
 
 Method: base and candidate answer the same hold-out rows through a real server, on the bytes that
 ship, judged by `scoring/gate.py` and, if a version is released, against its bytes
-(`scoring/released.py`). The hold-out is checked too: its share of the rows, that no row of it or
-near-duplicate was trained on, and that no access in its ledger chose anything. Rows that ask the
-same count as one, and candidates that were tried on the same rows since the last release share the
-error that one claim may have. Rows that a warm start has seen are left out; what has been asked
-before is not asked again; parts on which it is clearly worse are named (`scoring/slices.py`). Texts
-are judged by their likelihood too (`scoring/reference_likelihood.py`).
+(`scoring/released.py`). Each answer of a conversation is a question. The hold-out is checked too:
+its share of the rows, that no row of it or near-duplicate was trained on, and that no access in its
+ledger chose anything. Rows that ask the same count as one, and candidates that were tried on the
+same rows since the last release share the error that one claim may have. Rows that a warm start has
+seen are left out; what has been asked before is not asked again; parts on which it is clearly worse
+are named (`scoring/slices.py`). Texts are judged by their likelihood too
+(`scoring/reference_likelihood.py`).
 """
 
 from __future__ import annotations
@@ -20,11 +21,16 @@ from tuneline.artifacts.evaluation import HOLDOUT_ANSWERS, HOLDOUT_SCORES, Answe
 from tuneline.artifacts.releases import released
 from tuneline.asking.asking import ask, ask_kept
 from tuneline.asking.models import Candidate, untuned
-from tuneline.asking.rows import of_split
-from tuneline.asking.tasks import judge, text_tasks
+from tuneline.asking.rows import answer_limit, of_split
+from tuneline.asking.tasks import further_tasks, judge
 from tuneline.data.tables.rows import HOLDOUT, TRAIN, Row
-from tuneline.evaluation.scoring.answer_tables import scoring_measurements, write_scores
-from tuneline.evaluation.scoring.gate import decide
+from tuneline.evaluation.scoring.answer_tables import (
+    judge_cut,
+    judge_interrupted,
+    scoring_measurements,
+    write_scores,
+)
+from tuneline.evaluation.scoring.gate import decide, judge_coverage
 from tuneline.evaluation.scoring.ledger import (
     Holdout,
     choosing,
@@ -163,19 +169,25 @@ def run(ctx: StepContext) -> Evidence:
     chosen, opened, asked, task = exam.chosen, exam.opened, exam.rows, exam.task
     held, seen, expected = opened.held, opened.seen, [row.answer for row in asked]
     leak_limits, leaks = leak_measurements(held, seen, data.near_duplicate_jaccard)
-    prompts, limits = [row.prompt for row in asked], [settings.max_new_tokens] * len(asked)
+    prompts, limits = [row.prompt for row in asked], [answer_limit(ctx.run)] * len(asked)
     gathered = gather(ctx, exam)
     tuned = ask(ctx, chosen.model, prompts, limits, "tuned model", known=exam.recorded)
-    base, cached = ask_kept(ctx, untuned(ctx), prompts, limits, "base model")
+    cut, model = judge_cut(ctx, tuned), untuned(ctx)
+    base, cached = ask_kept(ctx, model, prompts, limits, "base model")
     groups, tried = independent_groups(ctx, asked), candidates_for_release(ctx, opened, chosen)
+    parts, few = further_tasks(task, expected)
     judged = [
-        judge(each, tuned, expected, groups, TAIL / tried)
-        for each in (task, *text_tasks(task, expected))
+        judge(each, tuned, expected, groups, TAIL / tried, questions=prompts)
+        for each in (task, *parts)
     ]
+    interrupted = judge_interrupted(
+        ctx, "base", model, prompts=prompts, answers=base, tuned=judged[0]
+    )
     models = {"base": judged[0].other(base), "tuned": judged[0]}
     decision = decide(ctx, asked, of_split(seen, TRAIN), models["base"], judged)
     against = compare_with_released(ctx, chosen.model, asked, judged)
     texts, likelihoods = judge_texts(ctx, chosen, asked, judged)
+    coverage = judge_coverage(ctx.config, judged, few)
     slices = find_slices(asked, judged[0].scores, settings.slices, groups)
     ctx.write_json("slices.json", slices_document(slices, settings.slices))
     plot_slices(slices, ctx.out / "slices.svg")
@@ -187,15 +199,18 @@ def run(ctx: StepContext) -> Evidence:
             for row, of_base, of_tuned in zip(asked, base, tuned, strict=True)
         ),
     )
-    write_scores(ctx, chosen, asked, models, likelihoods)
+    cuts = {"base_cut": [a.cut for a in base], "tuned_cut": [a.cut for a in tuned]}
+    write_scores(ctx, chosen, asked, models, {**likelihoods, **cuts})
     ctx.write_json("leaks.json", leaks)
     leaked = len({leak["row_id"] for leak in leaks})
     return ctx.conclude(
-        f"{decision.sentence}; {texts.sentence}{leaked} of the rows, or near-duplicates of them, "
-        f"were in training or validation; {against.sentence}; {ledger_sentence(opened, tried)}"
-        f"{slice_sentence(slices)}",
+        f"{cut.sentence}{decision.sentence}; {texts.sentence}{coverage.sentence}{leaked} of the "
+        f"rows, or near-duplicates of them, were in training or validation; {against.sentence}; "
+        f"{ledger_sentence(opened, tried)}{slice_sentence(slices)}",
         [
             *decision.measurements,
+            *cut.measurements,
+            *interrupted,
             *share_measurements(
                 *share_before_balancing(ctx, opened), own_file=data.holdout is not None
             ),
@@ -204,6 +219,7 @@ def run(ctx: StepContext) -> Evidence:
             *gathered,
             distinct_rows(groups, ctx.config.profile),
             *texts.measurements,
+            *coverage.measurements,
             *against.measurements,
             *slice_measurements(slices, ctx.config.profile),
             *ledger_measurements(ctx, opened, chosen, tried),

@@ -25,7 +25,7 @@ from typing import Any
 
 from tuneline.errors import UserError
 from tuneline.models.base_model import load_tokenizer, read_json
-from tuneline.models.chat_templates import adapt_template, special_names
+from tuneline.models.chat_templates import adapt_template, read_chat_template, special_names
 
 # Tokens with which chat models end a turn, where it is not their end-of-sequence token.
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<turn|>")
@@ -49,7 +49,6 @@ def read_tokenizer(directory: Path, vocab_size: int, name: str = "model") -> dic
     Raises:
         UserError: if it has no form in GGUF.
     """
-    settings = read_json(directory / "tokenizer_config.json")
     refuse_foreign(read_json(directory / "tokenizer.json"), directory)
     tokenizer = load_tokenizer(directory)
     document = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -78,9 +77,7 @@ def read_tokenizer(directory: Path, vocab_size: int, name: str = "model") -> dic
         "add_bos_token": _adds_bos(tokenizer),
         "add_space_prefix": bool(space_prefix(document)),
         # Of a base model too: it is asked as its tuned model is.
-        "chat_template": adapt_template(
-            read_chat_template(directory, settings), special_names(tokenizer)
-        ),
+        "chat_template": adapt_template(read_chat_template(directory), special_names(tokenizer)),
     }
 
 
@@ -184,26 +181,6 @@ def _strips_as_phi3(document: Mapping[str, Any], tokens: Sequence[str]) -> bool:
     split_off = {entry["content"] for entry in added} | {"</s>"}
     known = {*_PHI3_PLAIN, "</s>"} <= set(tokens)
     return known and bool(stripping) and stripping == split_off - _PHI3_PLAIN
-
-
-def read_chat_template(directory: Path, settings: dict[str, Any]) -> str:
-    """Return the default chat template of a model directory.
-
-    Raises:
-        UserError: if there is none.
-    """
-    file = directory / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if template is None and (directory / "chat_template.json").is_file():
-        template = read_json(directory / "chat_template.json").get("chat_template")
-    if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        template = named.get("default")
-    if not isinstance(template, str):
-        raise UserError(f"{directory} has no chat template; set one on the tokenizer and save it")
-    return template
 
 
 # The rules of GPT-2's successors, as in their tokenizer.json files.

@@ -1,7 +1,7 @@
 """cost_tracking: the ledger that bills API keys counts what clients and engine counted.
 
 Real requests go through the gateway to the shipped bytes, then traffic that goes wrong: streams,
-clients that leave, fallbacks, timeouts, retries, a gateway that is killed and started again.
+clients that leave, fallbacks, a gateway that is killed and started again.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def run(ctx: StepContext) -> Evidence:
     finding = (
         f"the ledger does not add up ({', '.join(broken)})"
         if broken
-        else "every token is counted the same by the ledger, the clients and the engine"
+        else "every token of requests that ended is counted the same by ledger, clients and engine"
     )
     unbooked = sum(int(m.value or 0) for m in checks if m.name.endswith("_tokens_not_booked"))
     wrong = (

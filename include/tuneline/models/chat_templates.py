@@ -6,7 +6,12 @@ The text of a template is changed at its head alone, so that every engine render
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
+
+from tuneline.errors import UserError
+from tuneline.models.base_model import read_json
 
 # What templates call the switch of their thoughts.
 _SWITCHES = ("enable_thinking", "thinking")
@@ -52,6 +57,41 @@ def adapt_template(template: str, names: dict[str, str]) -> str:
     if _takes(compiled, [question], names) and not _takes(compiled, turns, names):
         heads.append(_SYSTEM_IN_QUESTION)
     return "".join(heads) + template
+
+
+def read_chat_template(directory: Path) -> str:
+    """Return the default chat template of a model directory.
+
+    Raises:
+        UserError: if there is none.
+    """
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    kept = (directory / name for name in ("tokenizer_config.json", "chat_template.json"))
+    found = (read_json(path).get("chat_template") for path in kept if path.is_file())
+    template = next(filter(None, found), None)
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template}
+        template = named.get("default")
+    if not isinstance(template, str):
+        raise UserError(f"{directory} has no chat template; set one on the tokenizer and save it")
+    return template
+
+
+@lru_cache
+def request_defaults(model: Path) -> dict[str, Any]:
+    """Return the fields of a request that switch off the thoughts of a model in a folder.
+
+    Empty for a GGUF file, and wherever the template has no switch or has it off by itself.
+    """
+    try:
+        template = read_chat_template(model) if model.is_dir() else ""
+    except UserError:
+        return {}  # whoever renders with it says what is wrong
+    head = adapt_template(template, {}).removesuffix(template) if template else ""
+    off = {name: False for name in _SWITCHES if f" {name} = false" in head}
+    return {"chat_template_kwargs": off} if off else {}
 
 
 def _takes(compiled: Any, messages: Sequence[dict[str, str]], names: dict[str, str]) -> bool:

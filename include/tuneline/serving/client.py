@@ -29,6 +29,8 @@ Messages = Sequence[Mapping[str, str]]
 
 # Long enough for a full answer of a small model on a busy laptop.
 DEFAULT_TIMEOUT = 300.0
+# Models are measured greedily, and released to be asked so.
+TEMPERATURE = 0.0
 CHAT_PATH, _CONTINUE = "/v1/chat/completions", "/v1/completions"
 # llama.cpp's server may close a kept connection while the next request is written to it, which
 # then fails. A new connection costs a fraction of a millisecond.
@@ -78,6 +80,11 @@ class ChatResult:
     chunk_times: tuple[float, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
 
+    @property
+    def cut(self) -> bool:
+        """True if the limit of tokens ended the answer."""
+        return self.finish_reason == "length"
+
 
 def parse_answer(document: Mapping[str, Any], total: float) -> ChatResult:
     """Read a chat completion that was not streamed.
@@ -88,7 +95,11 @@ def parse_answer(document: Mapping[str, Any], total: float) -> ChatResult:
     try:
         choice = document["choices"][0]
         message = choice["message"]
-        text = plain_answer(message["content"] or "", message.get("tool_calls") or ())
+        thought = message.get("reasoning_content") or message.get("reasoning")
+        calls = message.get("tool_calls") or ()
+        # Of a thought that took all tokens, no other answer is left.
+        content = message["content"] or (f"<think>{thought}" if thought and not calls else "")
+        text = plain_answer(content, calls)
     except (KeyError, IndexError, TypeError):
         raise EngineError(f"the engine's answer is not a chat completion: {document}") from None
     return ChatResult(
@@ -144,10 +155,10 @@ class StreamCollector:
             delta = choice.get("delta", {})
             calls = delta.get("tool_calls") or []
             for call in calls:
-                for name, text in call["function"].items():
-                    self._calls[call["index"]][name] += text
-            if delta.get("content") or calls:
-                self._parts.append(delta.get("content") or "")
+                for name, text in (call.get("function") or {}).items():
+                    self._calls[call.get("index", 0)][name] += text or ""
+            if (content := delta.get("content") or "") or calls:
+                self._parts.append(content)
                 self._times.append(at - self._started)
             self._logprobs.extend(_logprobs(choice))
             self._finish = choice.get("finish_reason") or self._finish
@@ -216,6 +227,8 @@ class EngineClient:
         model: str = "default",
         timeout: float = DEFAULT_TIMEOUT,
         fields: Mapping[str, Any] | None = None,
+        chat_fields: Mapping[str, Any] | None = None,
+        tool_fields: Mapping[str, Any] | None = None,
         api_key: str | None = None,
     ) -> None:
         """Create a client.
@@ -225,12 +238,13 @@ class EngineClient:
             timeout: time without a byte after which a request fails, in seconds.
             fields: more fields of every request; the request's own take precedence. They choose an
                 adapter.
+            chat_fields: more fields of every chat: its template's switches.
+            tool_fields: more fields of those that declare tools.
         """
         self.base_url = base_url.rstrip("/")
         self.model = model
         self.fields = dict(fields or {})
-        # Fields of requests that declare tools.
-        self.tool_fields: dict[str, Any] = {}
+        self.chat_fields, self.tool_fields = dict(chat_fields or {}), dict(tool_fields or {})
         self.timeout = timeout
         self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(
@@ -294,7 +308,7 @@ class EngineClient:
         messages: Messages,
         *,
         max_tokens: int,
-        temperature: float = 0.0,
+        temperature: float = TEMPERATURE,
         seed: int | None = 0,
         logprobs: bool = False,
         stream: bool = False,
@@ -307,6 +321,7 @@ class EngineClient:
             "max_tokens": max_tokens,
             "temperature": temperature,
             "stream": stream,
+            **self.chat_fields,
         }
         if "tools" in body:
             body |= self.tool_fields
@@ -358,7 +373,7 @@ class EngineClient:
 
         def one(ids: Sequence[int]) -> str:
             body = {"model": self.model, "prompt": list(ids), "max_tokens": max_tokens}
-            body |= {"temperature": 0.0, "seed": 0, **self.fields}
+            body |= {"temperature": TEMPERATURE, "seed": 0, **self.fields}
             with self._faults():
                 answer = self._http.post(_CONTINUE, json=body)
                 raise_for_status(answer.status_code, answer.text)

@@ -16,6 +16,7 @@ import yaml
 from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.governance import PointerName
 from tuneline.artifacts.releases import pointer_of
+from tuneline.asking.rows import answer_limit
 from tuneline.config import check_sections, read_yaml
 from tuneline.config.data import SAMPLE
 from tuneline.data.tables.rows import VALIDATION, Message, read_dataset
@@ -147,7 +148,7 @@ def _chat(stack: Stack, run: Run, say: Say) -> None:
         "model": newest.name,
         "messages": question,
         "temperature": 0,
-        "max_tokens": run.config.evaluation.max_new_tokens,
+        "max_tokens": answer_limit(run),
     }
     answer, _ = serving.ask(stack.layout, body)
     print(f"\nQuestion: {question[-1]['content']}\nAnswer:   {answer}\n")

@@ -111,8 +111,8 @@ class Stack:
     def start(self, service: Service) -> None:
         """Start a service and remember that this object did."""
         self.table.stop(service.name)
-        self.table.start(service)
         self.started.append(service.name)
+        self.table.start(service)
 
     def await_ready(self, name: str, ready: Callable[[], bool], seconds: float) -> None:
         """Wait until a service answers.

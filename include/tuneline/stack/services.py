@@ -47,14 +47,12 @@ class ServiceTable:
         """Start a service and write its output to a new log."""
         self.folder.mkdir(parents=True, exist_ok=True)
         log = self.logs / f"{service.name}.log"
-        process = DetachedProcess.start(service.argv, log, service.env, service.cwd)
-        entry = {
-            **process.record,
-            "at": time.time(),
-            "stop_seconds": service.stop_seconds,
-            "notes": dict(service.notes),
-        }
-        write_whole(self._file(service.name), json.dumps(entry).encode())
+        facts = {"stop_seconds": service.stop_seconds, "notes": dict(service.notes)}
+        # A process that nobody has a record of could not be stopped.
+        with _uninterrupted():
+            process = DetachedProcess.start(service.argv, log, service.env, service.cwd)
+            entry = {**process.record, "at": time.time(), **facts}
+            write_whole(self._file(service.name), json.dumps(entry).encode())
 
     def names(self) -> list[str]:
         """Return the names of all services that were started and not stopped."""
@@ -103,6 +101,19 @@ class ServiceTable:
         with contextlib.suppress(FileNotFoundError, ValueError):
             return dict(json.loads(self._file(name).read_text()))
         return {}
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the block has ended."""
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def _ended(family: Sequence[DetachedProcess]) -> bool:

@@ -1,9 +1,10 @@
 """lora_selection: prove that the adapter is chosen, counted exactly, documented and loadable.
 
 Target modules are resolved to the names of this architecture, and trainable parameters counted on
-the PEFT model itself, built without weights. Alpha is compared with the usual 2 × r. What the
-serving engine could not load is refused before training. Where ranks were tried
-(`training.sweep_r`), one is taken by a stated rule; a warm start has the released adapter's shape.
+the PEFT model itself, built without weights. Alpha is compared with the usual 2 × r; with `rslora`
+none is usual, and its scale is stated. What the serving engine could not load is refused before
+training. Where ranks were tried (`training.sweep_r`), one is taken by a stated rule; a warm start
+has the released adapter's shape.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def resolve_targets(wanted: str | Sequence[str], linear: Sequence[str]) -> list[
 def describe(settings: LoraSettings, modules: int, config: TrainingConfig, experts: int = 0) -> str:
     """State the reason for the choice in a sentence; `experts` are parameters without adapter."""
     share = settings.trainable_parameters / settings.total_parameters
-    scale = "alpha/√r" if settings.rslora else "alpha/r"
+    scale = f"alpha/√r = {settings.alpha / settings.r**0.5:.3g}" if settings.rslora else "alpha/r"
     ratio = settings.alpha / settings.r
     where = (
         "every linear layer but the head, which learns most at a given rank (QLoRA, 2023)"
@@ -69,8 +70,8 @@ def describe(settings: LoraSettings, modules: int, config: TrainingConfig, exper
     )
 
 
-def select(model: Any, config: TrainingConfig) -> tuple[LoraSettings, int]:
-    """Choose the adapter for a model without weights, and count its layers; it stays on the model.
+def select(model: Any, config: TrainingConfig) -> LoraSettings:
+    """Choose the adapter for a model without weights; it stays on the model.
 
     UserError if a target module does not exist.
     """
@@ -93,7 +94,7 @@ def select(model: Any, config: TrainingConfig) -> tuple[LoraSettings, int]:
     counted = settings.model_copy(
         update={"trainable_parameters": int(trainable), "total_parameters": int(everything)}
     )
-    return counted.model_copy(update={"reason": describe(counted, layers, config, experts)}), layers
+    return counted.model_copy(update={"reason": describe(counted, layers, config, experts)})
 
 
 def swept(ctx: StepContext) -> tuple[TrainingConfig, str, list[Measurement]]:
@@ -129,6 +130,9 @@ def followed(start: WarmStart, ctx: StepContext) -> tuple[TrainingConfig, str, l
     )
 
 
+_USUAL: Any = {"rule": "==", "limit": USUAL_RATIO, "on_breach": "warn"}
+
+
 def run(ctx: StepContext) -> Evidence:
     """Choose, count and document the adapter; writes `lora.json`, after a sweep `sweep.json`."""
     refuse_unservable(ctx.config.training, ctx.config.deployment)
@@ -140,7 +144,7 @@ def run(ctx: StepContext) -> Evidence:
     base = base_of(ctx, weights=False)
     ctx.note_input("base_model/config.json", ctx.config.base_model, base.path / "config.json")
     load_torch(training_threads(config))
-    settings, layers = select(shape_model(base.path), config)
+    settings = select(shape_model(base.path), config)
     if start is not None:
         start.check(base, settings, ctx.scratch)
         settings = settings.model_copy(update={"started_from": start.started_from})
@@ -148,7 +152,8 @@ def run(ctx: StepContext) -> Evidence:
         settings = settings.model_copy(update={"reason": f"{settings.reason}; {chosen}"})
     LORA.write(ctx, settings)
     ratio = settings.alpha / settings.r
-    usual = "" if ratio == USUAL_RATIO else f"; alpha is {ratio:g} × r where 2 × r is usual"
+    judged = measure("alpha_over_r", ratio, "ratio", **({} if settings.rslora else _USUAL))
+    usual = f"; alpha is {ratio:g} × r where 2 × r is usual" if judged.ok is False else ""
     limit = rank_limit(ctx.config.deployment)
     share = settings.trainable_parameters / settings.total_parameters
     return ctx.conclude(
@@ -156,11 +161,10 @@ def run(ctx: StepContext) -> Evidence:
         [
             measure("r", settings.r, "rank"),
             measure("alpha", settings.alpha, ""),
-            measure("alpha_over_r", ratio, "ratio", "==", USUAL_RATIO, on_breach="warn"),
+            judged,
             measure("dropout", settings.dropout, "share"),
             measure("rslora", settings.rslora, ""),
             measure("dora", settings.dora, ""),
-            measure("adapted_layers", layers, "layers", ">", 0),
             measure("target_modules", ", ".join(settings.target_modules), ""),
             measure("trainable_parameters", settings.trainable_parameters, "parameters", ">", 0),
             measure("total_parameters", settings.total_parameters, "parameters"),

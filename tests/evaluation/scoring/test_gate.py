@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -12,10 +13,11 @@ from tests.lab.nights import release
 from tests.lab.runs import Lab, broken, values
 from tests.lab.tiny_task import conversation
 
+from tuneline.asking.asking import Answer
 from tuneline.data.sample import FREE_TEXT
 from tuneline.data.tables.rows import Row
 from tuneline.evaluation import holdout_performance
-from tuneline.evaluation.scoring import gate
+from tuneline.evaluation.scoring import answer_tables, gate
 from tuneline.evaluation.scoring import released as against
 from tuneline.evaluation.scoring.ledger import Access, holdout_sha256, note_access
 from tuneline.verdicts import status
@@ -48,7 +50,11 @@ class Planted:
 
     def judge(self, tuned, base=None, shots=None, released=None):
         """Run the item; the base answers nothing unless something is planted."""
-        nothing = [""] * len(self.expected)
+        tuned, base, shots, released = (
+            texts and [Answer(text, cut=getattr(text, "cut", False)) for text in texts]
+            for texts in (tuned, base, shots, released)
+        )
+        nothing = [Answer("")] * len(self.expected)
         base = base or nothing
         self.patch.setattr(holdout_performance, "ask", lambda *_, **__: list(tuned))
         self.patch.setattr(holdout_performance, "ask_kept", lambda *_: (base, False))
@@ -352,13 +358,56 @@ def test_numbers_and_tool_calls_are_compared(planted, expected, said, tolerance,
     assert found["tuned_metric"] == float(verdict == "pass")
 
 
+def cut_short(texts, length):
+    return [Answer(text[:length], cut=True) for text in texts]
+
+
+@pytest.mark.parametrize(("count", "verdict"), [(1, "warn"), (2, "fail")])
+def test_a_model_that_does_not_end_its_answers(planted, count, verdict):
+    bench = planted(label_rows())
+    endless = [Answer(text, cut=number < count) for number, text in enumerate(bench.expected)]
+    evidence, found = bench.judge(endless)
+    assert (evidence.verdict, broken(evidence)) == (verdict, {"tuned_answers_cut"})
+    assert (found["tuned_answers_cut"], found["max_new_tokens"]) == (count, 48)
+    assert f"{count} of 66 answers do not end within the limit of 48 tokens" in evidence.summary
+    assert "the longest expected one has 32" in evidence.summary
+    assert bench.judge(bench.expected)[0].verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("again", "verdict"),
+    [("So I say: {}", "inconclusive"), ("<think>Is it", "inconclusive"), ("So I say", "pass")],
+    ids=["right with more room", "still thinking", "rambling"],
+)
+def test_a_base_that_lost_because_it_was_cut_decides_nothing(planted, again, verdict):
+    bench, asked = planted(label_rows()), []
+    known = {row["messages"][1]["content"]: row["messages"][-1]["content"] for row in bench.held}
+
+    def longer(_ctx, _model, prompts, limits, _what):
+        asked.extend(limits)
+        return [Answer(again.format(known[p[-1]["content"]]), cut=True) for p in prompts], False
+
+    bench.patch.setattr(answer_tables, "ask_kept", longer)
+    plain = cut_short(["So I say"] * 66, 8)
+    evidence, found = bench.judge(bench.expected, base=plain, shots=plain)
+    lost = {f"{who}_answers_interrupted" for who in ("base", "fair_base")}
+    broke = set() if verdict == "pass" else lost
+    assert (evidence.verdict, broken(evidence)) == (verdict, broke)
+    assert asked == [256] * 16
+    assert found["base_answers_cut"] == 1.0
+    # A few that are cut are not asked again.
+    asked.clear()
+    few = [*plain[:3], *[Answer("So")] * 63]
+    assert (bench.judge(bench.expected, base=few, shots=few)[0].verdict, asked) == ("pass", [])
+
+
 def test_the_base_is_shown_examples_of_different_labels_within_its_context(planted):
     bench = planted(label_rows())
     asked = []
 
     def answer(_ctx, _model, prompts, *_):
         asked.extend(prompts)
-        return [""] * len(prompts), False
+        return [Answer("")] * len(prompts), False
 
     bench.judge(bench.expected)
     bench.patch.setattr(gate, "ask_kept", answer)
@@ -399,3 +448,126 @@ def test_a_long_row_gets_fewer_examples_and_takes_none_from_the_others(planted):
     _, found = bench.judge(bench.expected, shots=bench.expected)
     assert found["fair_base_rows_with_fewer_examples"] == 1
     assert found["fair_base_form"] == "an instruction and up to 3 examples"
+
+
+def ticket(number, **other):
+    value = {"intent": ("billing", "login", "shipping")[number % 3], "order_id": f"A-{number}"}
+    value |= {"amount": 7.5 * number, "priority": number % 5, "items": [number, "box"], **other}
+    return json.dumps({name: entry for name, entry in value.items() if entry is not None})
+
+
+def changed(texts, **other):
+    return [json.dumps({**json.loads(text), **other}) for text in texts]
+
+
+LOST = {"amount", "items", "order_id", "priority"}
+
+
+@pytest.mark.parametrize(
+    ("said", "breaks"),
+    [
+        ({}, set()),
+        (dict.fromkeys(LOST, 1), {f"{name}.gain_over_constant_lower" for name in LOST}),
+        ({"note": "added"}, {"field_names.gain_over_constant_upper"}),
+    ],
+)
+def test_each_field_of_a_json_answer_is_judged(planted, said, breaks):
+    bench = planted(made_rows(ticket))
+    evidence, found = bench.judge(changed(bench.expected, **said))
+    assert found["tuned_metric"] == 1.0
+    assert broken(evidence) == breaks
+    assert evidence.verdict == ("fail" if breaks else "pass")
+
+
+@pytest.mark.parametrize("profile", ["laptop", "production"])
+def test_a_field_that_few_rows_have_is_named(planted, profile):
+    settings = {"min_metric": 0.5, "review": True}
+    rows = made_rows(lambda n: ticket(n, note="Late." if n % 20 == 0 else None))
+    bench = planted(rows, profile=profile, evaluation=settings)
+    evidence, found = bench.judge(bench.expected)
+    assert found["fields_not_judged"] == 1
+    assert "note: too few rows have it" in evidence.summary
+    rule = {"fields_not_judged"} if profile == "production" else set()
+    assert (broken(evidence), evidence.verdict) == (rule, "inconclusive" if rule else "pass")
+
+
+def test_a_reply_that_one_row_lacks_is_judged_on_the_others(planted):
+    def answer(number):
+        reply = None if number == 310 else f"{text_rows()[number]['messages'][-1]['content'][:60]}"
+        return ticket(number, reply=reply)
+
+    bench = planted(made_rows(answer))
+    said = changed(bench.expected, reply="banana")
+    evidence, _ = bench.judge(said)
+    assert {"reply.gain_over_constant_lower", "expected_text_preference_lower"} & broken(evidence)
+    assert evidence.verdict == "fail"
+
+
+def test_each_answer_of_a_conversation_is_a_question(planted):
+    """A model that never calls its tool, and repeats what the tool has said."""
+
+    def make(number):
+        order = json.dumps({"name": "find", "arguments": {"order": number}})
+        said = [notes()[number][0]["content"], f"<tool_call>{order}</tool_call>"]
+        said += [f"At gate {number}.", f"Order {number} is at gate {number}."]
+        roles = ("user", "assistant") * 2
+        return [{"role": r, "content": c} for r, c in zip(roles, said, strict=True)], None
+
+    bench = planted(runs.dataset_rows(SPLITS, make))
+    answers = [[m["content"] for m in row["messages"][1::2]] for row in bench.held]
+    right = [text for both in answers for text in both]
+    evidence, found = bench.judge(right, [""] * 132, [""] * 132)
+    assert evidence.verdict == "pass", broken(evidence)
+    assert (found["distinct_rows"], found["texts.tuned_metric"]) == (66, 1.0)
+    silent = [both[1] for both in answers for _ in both]
+    evidence, found = bench.judge(silent, [""] * 132, [""] * 132)
+    assert found["texts.tuned_metric"] == 1.0
+    assert {"tool_calls.gain_over_constant_lower"} <= broken(evidence)
+    assert evidence.verdict == "fail"
+
+
+SCORER = """
+import json, sys
+for line in sys.stdin:
+    row = json.loads(line)
+    said = row["messages"][-1]["content"]
+    print({})
+"""
+
+
+@pytest.mark.parametrize(
+    ("judged", "right", "verdict"),
+    [
+        ("int(row['expected'] == row['answer'])", 64, "pass"),
+        ("int(row['expected'] == row['answer'])", 30, "fail"),
+        ("min(1, len(said) * (row['expected'] == row['answer']))", 64, "pass"),
+        # What passes everything shows nothing.
+        ("1", 64, "fail"),
+    ],
+)
+def test_a_team_s_own_metric_judges_code_in_production(planted, judged, right, verdict):
+    rows = made_rows(lambda n: f"def scale_{n}(x):\n    return [y * {n} for y in x if y > 0]")
+    settings = {"metric": "scorer", "min_metric": 0.8}
+    bench = planted(rows, profile="production", evaluation={**settings, "scorer": ["score"]})
+    script = bench.lab.root / "score.py"
+    script.write_text(f"#!{sys.executable}{SCORER.format(judged)}")
+    script.chmod(0o700)
+    bench.patch.setenv("PATH", str(bench.lab.root))
+    script.rename(script.with_name("score"))
+    evidence, found = bench.judge(right_on(right, bench.expected, "def no(): pass"))
+    assert evidence.verdict == verdict, broken(evidence)
+    assert found["metric_chosen_because"] == "evaluation.scorer is score"
+    assert (found["code_judged_by_closeness"], found["fields_not_judged"]) == (0, 0)
+    if judged != "1":
+        assert found["tuned_metric"] == pytest.approx(right / 66, abs=1e-4)
+
+
+@pytest.mark.parametrize("review", [True, False])
+def test_code_needs_more_than_closeness_in_production(planted, review):
+    settings = {"min_metric": 0.5, "review": review}
+    rows = made_rows(lambda n: f"def scale_{n}(x):\n    return [y * {n} for y in x if y > 0]")
+    bench = planted(rows, profile="production", evaluation=settings)
+    evidence, found = bench.judge(bench.expected)
+    assert found["code_judged_by_closeness"] == (0 if review else 1)
+    assert ("code_judged_by_closeness" in broken(evidence)) != review
+    assert "only the closeness to one expected text" in evidence.summary

@@ -14,6 +14,7 @@ from tests.lab.tiny_task import task_rows
 
 import tuneline
 from tuneline.asking import asking
+from tuneline.asking.asking import Answer
 from tuneline.asking.rows import dataset_rows
 from tuneline.cli import main
 from tuneline.data.near_duplicates import minhash
@@ -100,7 +101,7 @@ def test_the_same_bytes_are_scored_once(scored_lab, counted, monkeypatch, tmp_pa
     shipped = bench.artifact("production_quantization", "model.gguf")
     again = night(bench, task_rows(SPLITS), "again", shipped)
     for asks in (holdout_performance, gate):
-        monkeypatch.setattr(asks, "ask_kept", lambda *args: (["{}"] * 48, True))
+        monkeypatch.setattr(asks, "ask_kept", lambda *args: ([Answer("{}")] * 48, True))
     second = again.execute("holdout_performance")
     found = values(second)
     assert counted == []
@@ -132,7 +133,7 @@ def test_a_step_that_died_while_it_asked_goes_on_where_it_was(scored_lab, monkey
         bench.execute("holdout_performance")
     before = len(sent)
     for asks in (holdout_performance, gate):
-        monkeypatch.setattr(asks, "ask_kept", lambda *args: (["{}"] * 48, True))
+        monkeypatch.setattr(asks, "ask_kept", lambda *args: ([Answer("{}")] * 48, True))
     evidence = bench.execute("holdout_performance")
     # Those that were under way with the 21st, or began before it was seen, are lost.
     assert 48 <= len(sent) <= 48 + 8

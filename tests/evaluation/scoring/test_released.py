@@ -253,3 +253,11 @@ def test_what_a_line_of_warm_starts_has_seen_adds_up(scored_lab, tiny_models):
     bench.run.store.delete_prefix("runs/night-2")
     found = seen_by(ctx, "night-3", held)
     assert (len(found.ids), found.unknown) == (2, ("night-2",))
+
+
+def test_a_warm_start_whose_rows_are_gone_warns(nights, tiny_models):
+    bench = nights(tiny_models.candidate_gguf, evaluation=WIDE)
+    bench.leave("lora_selection", {"lora.json": json.dumps(lora("night-0"))})
+    evidence, found = execute(bench)
+    assert (evidence.verdict, broken(evidence)) == ("warn", {"warm_starts_without_rows"})
+    assert found["warm_starts_without_rows"] == 1

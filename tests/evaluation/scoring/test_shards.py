@@ -47,7 +47,7 @@ def answered_by(tiny_models, tmp_path, another_machine):
     def make(shards, *, answer=True, engine="llama_cpp"):
         settings = {
             "base_model": str(tiny_models.base),
-            "evaluation": {"shards": shards, "max_new_tokens": 12},
+            "evaluation": {"shards": shards, "max_new_tokens": 48},
         }
         folder = tmp_path / f"{shards}-{engine}"
         earlier = Lab(folder, settings, "night-1")

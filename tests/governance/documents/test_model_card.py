@@ -5,8 +5,8 @@ from hashlib import sha256
 
 import pytest
 from huggingface_hub import ModelCard
-from tests.governance.conftest import HOLDS, MEASURED
-from tests.governance.documents.conftest import HOLDOUT, NO_GAIN, facts, folder
+from tests.governance.conftest import HOLDS, MEASURED, SHIPPED
+from tests.governance.documents.conftest import DATASET, HOLDOUT, NO_GAIN, facts, folder
 
 from tuneline.evidence import measure
 from tuneline.governance.documents.model_card import card_data
@@ -37,6 +37,17 @@ def test_the_hub_reads_what_was_measured(documented):
     assert "Every item that was measured holds its limits." in section(found.text, "Limits")
     # A bar in a file's name would have ended the cell of a table.
     assert "/data/rows\\|1.jsonl: licence CC-BY-4.0" in section(found.text, "Training data")
+
+
+def test_the_card_has_a_request_as_it_was_measured(documented):
+    """A code fence in the system turn does not end the block of the request."""
+    shared = {**DATASET, "system": "Answer with JSON.\n```\nAnd kindly."}
+    files = {**SHIPPED["final_audit"], "dataset.json": json.dumps(shared)}
+    lab = documented(lambda lab: lab.leave("final_audit", files, [HOLDS]))
+    asked = section(card(lab).text, "How to ask it")
+    turns = [{"role": "system", "content": shared["system"]}, {"role": "user", "content": "…"}]
+    stated = asked[asked.index("{") : asked.rindex("}") + 1]
+    assert json.loads(stated) == {"messages": turns, "temperature": 0}
 
 
 def test_a_planted_failure_stands_on_the_card(documented):

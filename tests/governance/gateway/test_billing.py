@@ -1,12 +1,29 @@
 """The rules of traffic that goes wrong: each way to bill it falsely breaks the rule for it."""
 
 from dataclasses import replace
+from itertools import cycle
+from types import SimpleNamespace
 
 import pytest
+from tests.lab.engines import llama_server
+from tests.lab.families import make_family
 from tests.lab.logged import ROW
 from tests.lab.runs import broken
 
-from tuneline.governance.gateway.billing import Phase, Received, Tokens, bounded, exact, killed
+from tuneline.gguf.export import export_gguf
+from tuneline.governance.gateway import billing
+from tuneline.governance.gateway.billing import (
+    KEY,
+    Phase,
+    Received,
+    Tokens,
+    Traffic,
+    bounded,
+    exact,
+    killed,
+)
+from tuneline.serving.engines.server import Counters
+from tuneline.serving.gateway.process import GatewayProcess
 
 
 def row(request_id, completion=10, attempt=1, **fields):
@@ -109,3 +126,36 @@ def test_a_killed_gateway_may_lose_the_request_under_way():
 def test_a_killed_gateway_that_loses_more_is_caught(phase, now, names):
     found = broken(killed(replace(KILLED, **phase), SETTLED, now))
     assert found == {f"killed_{name}" for name in names}
+
+
+def test_an_answer_that_was_given_up_counts_in_its_own_phase():
+    """An engine that counts an answer at its end: its counters stand still until then."""
+    read = iter([Counters(7, 1, open_requests=1)] * 3 + [Counters(7, 49)] * 2)
+    traffic = Traffic(None, SimpleNamespace(counters=lambda: next(read)), iter(()), 8, 1024)
+    assert traffic._counters() == Tokens(7, 49)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["gemma 3", "qwen2"])
+def test_a_real_engine_writes_no_more_for_a_killed_stream_than_it_was_asked(family, tmp_path):
+    """Ten kills on each, each after two answers that were given up."""
+    make_family(tmp_path / "base", family)
+    gguf = export_gguf(tmp_path / "base", tmp_path / "model.gguf").path
+    prompts = cycle([[{"role": "user", "content": f"{number} words"}] for number in range(20)])
+    with llama_server(gguf, alias=billing.CALM, parallel=4, threads=1) as server:
+        gateway = GatewayProcess(
+            tmp_path / "gateway",
+            upstreams=billing.upstreams(server, {"per_1k_prompt": 1.0, "per_1k_completion": 1.0}),
+            models=billing.models(),
+            keys=(KEY,),
+        )
+        with gateway:
+            traffic = Traffic(gateway, server, prompts, billing.unseen_tokens(100), 1024)
+            for _ in range(10):
+                for _ in range(2):
+                    # Given up: the engine writes it to its end, and counts it only then.
+                    gateway.ask(
+                        billing.CALM, next(prompts), max_tokens=160, key=KEY, timeout=0.02,
+                        extra=billing.ENDLESS,
+                    )  # fmt: skip
+                assert broken(traffic._kill()) == set()

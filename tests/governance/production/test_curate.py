@@ -78,6 +78,7 @@ UNUSABLE = [
     ({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]},
      Reason.MALFORMED),
     ({"answer": "Yes.<|im_end|>"}, Reason.MALFORMED),
+    ({"answer": "<tool called>"}, Reason.MALFORMED),
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from tests.lab.tiny_models import make_model, make_tokenizer
 from tuneline.errors import TunelineError, UserError
 from tuneline.gguf.export import export_gguf
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.divergence import ScoredRow, compare_logits, rows_of
+from tuneline.serving.engines.divergence import ScoredRow, compare_logits, log_softmax, rows_of
 from tuneline.serving.engines.engine import read_facts
 from tuneline.serving.engines.llama_cpp import lib as llama_cpp_lib
 from tuneline.serving.engines.llama_cpp import scoring
@@ -161,9 +161,10 @@ def test_prompts_are_evaluated_once_and_batches_stay_small():
     # The last token of an answer predicts nothing that counts.
     answers = sum(len(row.places) - 1 for row in rows)
     own = sum(len(prompt) - len(SYSTEM) for prompt in prompts)
-    # The system turn is evaluated once for each batch.
-    expected = own + answers + len(batches) * len(SYSTEM)
-    assert sum(len(batch.tokens) for batch in batches) == expected
+    # The system turn is evaluated once for each batch, as a prompt is that a batch ends in.
+    tokens, cut = sum(len(batch.tokens) for batch in batches), 40 * len(batches)
+    beginnings = {tuple(row.ids[:at]) for row in rows for at in range(1, row.places[-1] + 1)}
+    assert len(beginnings) <= tokens <= own + answers + cut
     assert max(len(batch.tokens) for batch in batches) <= scoring.BATCH_TOKENS
     assert max(len(batch.targets) for batch in batches) <= scoring.BATCH_SEQUENCES
 
@@ -178,8 +179,9 @@ def test_what_shares_nothing_is_evaluated_alone():
 def test_losses_are_those_of_each_sequence_alone(tiny_gguf):
     rows = questions(24)
     together = [sum(row) for row in sequence_losses(tiny_gguf, rows)]
-    # In this order no two neighbours have a prompt in common.
-    order = sorted(range(len(rows)), key=lambda n: (n % 7, n))
-    expected = np.empty(len(order))
-    expected[order] = [sum(row) for row in sequence_losses(tiny_gguf, [rows[n] for n in order])]
-    assert together == pytest.approx(expected.tolist(), rel=3e-3)
+    expected = []
+    with LlamaModel(LlamaLibrary(), tiny_gguf, context=64) as model:
+        for row in rows:
+            known = log_softmax(model.logits(row.ids))
+            expected.append(-sum(known[at - 1, row.ids[at]] for at in row.places))
+    assert together == pytest.approx(expected, rel=3e-3)

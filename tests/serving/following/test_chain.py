@@ -90,6 +90,15 @@ def test_the_release_the_one_before_and_the_larger_model(monkeypatch):
     assert {upstream.answer_timeout_s for upstream in config.upstreams} == {60.0}
 
 
+def test_a_larger_model_is_told_the_task_and_keeps_its_sampling(monkeypatch):
+    monkeypatch.setenv("LARGE_MODEL_KEY", "x")
+    measured = {"system": "Be kind.", "defaults": {"temperature": 0}}
+    chain = served_chain("support", [NEW | measured, OLD], ChainSettings(SETTINGS))
+    new, old, larger = loaded(chain).upstreams
+    assert [new.system, old.system, larger.system] == ["Be kind.", None, "Be kind."]
+    assert [new.defaults, old.defaults, larger.defaults] == [{"temperature": 0}, {}, {}]
+
+
 def test_a_first_release_stands_alone():
     settings = ChainSettings(FallbackConfig(), calibration(-0.4, -0.7))
     chain = served_chain("support", [NEW], settings)

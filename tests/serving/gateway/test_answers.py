@@ -258,8 +258,9 @@ def test_events_do_not_depend_on_where_a_stream_is_cut(size):
 
 
 def test_a_real_engine(start, engine):
+    measured = {"temperature": 0, "stop": ["END"], "chat_template_kwargs": {"thinking": False}}
     entry = {"name": "tiny", "base_url": f"{engine.url}/v1", "model": "tiny"}
-    gateway = start(entry)
+    gateway = start({**entry, "system": "Be kind.", "defaults": measured})
     short = {"prompt": "a b", "max_tokens": 3, "ignore_eos": True}
     whole = gateway.post(TEXT, logprobs=1, **short)
     assert whole.json()["choices"][0]["logprobs"]["content"][0]["logprob"] < 0, whole.text

@@ -96,6 +96,43 @@ def test_a_conversation_in_the_browser(start, small, large, page, tmp_path):
     assert page.evaluate("document.cookie") == ""
 
 
+def test_the_page_shows_what_a_model_was_measured_with(start, small, large, page, tmp_path):
+    measured = {"system": "Answer with one of: track, refund.", "defaults": {"temperature": 0}}
+    entries = [upstream_entry(small, ping=False, **measured), upstream_entry(large, ping=False)]
+    models = [{"id": one["name"], "chain": [one["name"]]} for one in entries]
+    gateway = start(*entries, models=models)
+
+    def ask(server):
+        before = len(server.requests())
+        page.fill("#text", "hello")
+        page.click("#send")
+        wait_for(lambda: len(server.requests()) > before and page.is_enabled("#send"))
+        body = server.requests()[-1]
+        first = body["messages"][0]
+        return first["content"] if first["role"] == "system" else None, body.get("temperature")
+
+    page.goto(f"{gateway.url}/")
+    page.fill("#key", gateway.key)
+    page.press("#key", "Tab")
+    wait_for(lambda: page.is_enabled("#send"))
+    assert page.input_value("#system") == measured["system"]
+    assert page.input_value("#temperature") == "0"
+    assert ask(small) == (measured["system"], 0)
+    page.screenshot(path=tmp_path / "measured.png")
+    page.fill("#system", "Be short.")
+    page.fill("#temperature", "0.7")
+    assert ask(small) == ("Be short.", 0.7)
+    # Without them on the page, too, what it shows is what is sent.
+    page.fill("#system", "")
+    assert ask(small) == ("", 0.7)
+    page.select_option("#model", "large")
+    assert (page.input_value("#system"), page.input_value("#temperature")) == ("", "")
+    assert ask(large) == (None, None)
+    page.select_option("#model", "small")
+    assert page.input_value("#system") == measured["system"]
+    assert page.problems == []
+
+
 def test_the_policy_stops_a_script_that_is_not_the_pages(start, small, page):
     gateway = start(upstream_entry(small, ping=False))
     page.goto(f"{gateway.url}/")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.lab.nights import release
-from tests.lab.runs import value
+from tests.lab.runs import broken, value
 from tests.lab.training_runs import TrainingLab
 
 from tuneline.artifacts.training import ADAPTER_WEIGHTS
@@ -166,6 +166,14 @@ def test_the_released_rank_replaces_a_sweep(first):
     assert (lora_of(night)["r"], lora_of(night)["alpha"]) == (4, 8)
     summary = night.run.find_evidence("lora_selection").summary
     assert "whose rank is kept: none was tried" in summary
+    # The engine is another one since, which loads the ranks that are asked for, but not this one.
+    smaller = {"engine": "vllm", "max_lora_rank": 2}
+    asked = {"warm_start": "released", "sweep_r": [1, 2]}
+    night = TrainingLab(
+        first.root, first.base, {"training": asked, "deployment": smaller}, "night-4"
+    )
+    evidence = night.execute("lora_selection")
+    assert (evidence.verdict, broken(evidence)) == ("fail", {"rank_for_engine"})
 
 
 def test_training_starts_from_the_pinned_release_whatever_is_released_meanwhile(released):

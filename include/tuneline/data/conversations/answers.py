@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from tuneline.config import DataConfig
+from tuneline.config.data import AUTO
 from tuneline.data.conversations.reading import Outcome
 from tuneline.data.conversations.turn_checks import check_unicode
 from tuneline.data.sources.records import parse_json
@@ -85,13 +87,24 @@ def _number_of(text: str) -> Any:
 JSON_MAJORITY = 0.5
 
 
+# A class: a field of nearly all objects with texts of few words, each on five rows in the mean.
+CLASS_SHARE, CLASS_WORDS, CLASS_ROWS, CLASS_KINDS = 0.9, 3, 5, 200
+# Fields that are counted; answers that name more have no fixed ones.
+_MOST_FIELDS = 200
+
+
 @dataclass
 class AnswerCounts:
-    """How many answers there are, JSON objects among them, and such with the label."""
+    """How many answers there are, JSON objects among them, and those with each field.
+
+    `short` are the rows on which a field has a text of few words, `kinds` its different texts.
+    """
 
     answers: int = 0
     objects: int = 0
-    labelled: int = 0
+    fields: Counter[str] = field(default_factory=Counter)
+    short: Counter[str] = field(default_factory=Counter)
+    kinds: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def add(self, outcomes: Iterable[Outcome], config: DataConfig) -> None:
         """Count the answers of rows; those whose JSON hides broken text take a reason."""
@@ -104,7 +117,46 @@ class AnswerCounts:
             self.answers += 1
             if isinstance(value, dict):
                 self.objects += 1
-                self.labelled += config.label_field in value
+                self._count(value, config.label_field)
+
+    def _count(self, value: Mapping[str, Any], named: str | None) -> None:
+        for name, entry in value.items():
+            if name == named or name in self.fields or len(self.fields) < _MOST_FIELDS:
+                self.fields[name] += 1
+                if isinstance(entry, str) and 0 < len(entry.split()) <= CLASS_WORDS:
+                    self.short[name] += 1
+                    if len(self.kinds[name]) <= CLASS_KINDS:
+                        self.kinds[name].add(entry)
+
+    def label_field(self, config: DataConfig) -> str | None:
+        """Return the field of the class, as configured or as found.
+
+        UserError if no answer has the one that is configured.
+        """
+        name = config.label_field
+        if name == AUTO:
+            if config.csv and config.csv.label in self.fields:
+                return config.csv.label
+            return self.class_of(CLASS_SHARE)
+        if name is not None and self.answers and name not in self.fields:
+            common = ", ".join(f"{name!r} ({n})" for name, n in self.fields.most_common(5))
+            there = f"; they have {common}" if common else ""
+            raise UserError(
+                f"data.label_field is {name!r}, which none of {self.answers} answers has (of these "
+                f"{self.objects} are JSON objects{there}); name a field that is there, or null for "
+                "no class"
+            )
+        return name
+
+    def class_of(self, share: float) -> str | None:
+        """Return the one field that is a class on more than a share of the objects."""
+        fewest = max(share * self.objects, JSON_MAJORITY * self.answers)
+        found = [
+            name
+            for name, rows in self.short.items()
+            if rows > fewest and 1 < len(self.kinds[name]) <= min(CLASS_KINDS, rows / CLASS_ROWS)
+        ]
+        return found[0] if len(found) == 1 else None
 
 
 def check_answers(
@@ -119,7 +171,7 @@ def check_answers(
     if counts is None:
         counts = AnswerCounts()
         counts.add(outcomes, config)
-    name = config.label_field
+    name = counts.label_field(config)
     pairs = list(_parsed(outcomes))
     if config.answer_schema is not None:
         _check_schema(pairs, config.answer_schema)
@@ -129,7 +181,7 @@ def check_answers(
         for outcome, value in pairs:
             if not isinstance(value, dict):
                 outcome.reason = "answer_not_json: most answers are JSON objects, this one is not"
-    if name is None or counts.labelled <= JSON_MAJORITY * counts.objects:
+    if name is None or counts.fields[name] <= JSON_MAJORITY * counts.objects:
         return
     for outcome, value in pairs:
         label = value.get(name) if isinstance(value, dict) else None

@@ -10,7 +10,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, groupby, islice
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from tuneline.config import TargetFormat
@@ -66,13 +67,14 @@ class RenderedExample:
     """A row as the model reads it; no mask if the prompt's ids are not a prefix of the row's.
 
     `template_ids` are those of what the template itself writes: without the end of a thought or of
-    the answer that a row needs besides.
+    the answer that a row needs besides. `answer_tokens` are those of the longest answer.
     """
 
     text: str
     ids: list[int]
     loss_mask: list[bool] | None
     template_ids: list[int]
+    answer_tokens: int = 0
 
     def last_answer(self) -> list[bool]:
         """Return the mask of the last answer alone; `loss_mask` covers earlier ones too."""
@@ -230,17 +232,18 @@ class Renderer:
     ) -> list[Any]:
         # Without the masks that would be made beside the ids.
         masks = {"return_attention_mask": False, "return_token_type_ids": False}
-        return [
-            self.tokenizer.apply_chat_template(
-                turns,
+        found: list[Any] = []
+        # A call takes many rows of the same tools; most rows have none.
+        for tools, rows in groupby(map(with_tools, batch), key=itemgetter(1)):
+            found += self.tokenizer.apply_chat_template(
+                [turns for turns, _ in rows],
                 tools=tools,
                 chat_template=self.template,
                 tokenize=tokenize,
                 return_dict=False,
                 tokenizer_kwargs=masks if tokenize else None,
             )
-            for turns, tools in map(with_tools, batch)
-        ]
+        return found
 
     def render(self, batch: Sequence[Sequence[Message]]) -> list[RenderedExample]:
         """Render, encode and mask rows that end in an answer; TemplateRefused by the template.
@@ -266,7 +269,8 @@ class Renderer:
             text, ids = next(encoded)
             written = next(encoded)[1] if self._completes(messages) else ids
             spans = [(next(encoded)[1], next(encoded)[1]) for _ in self._answers(messages)]
-            rendered.append(RenderedExample(text, ids, _mask(ids, spans), written))
+            longest = max((len(through) - len(asked) for asked, through in spans), default=0)
+            rendered.append(RenderedExample(text, ids, _mask(ids, spans), written, longest))
         return rendered
 
     def _answers(self, messages: Sequence[Message]) -> list[int]:
@@ -287,12 +291,13 @@ def _mask(ids: list[int], spans: Sequence[tuple[list[int], list[int]]]) -> list[
 
 
 class Parity(NamedTuple):
-    """The comparison of one row; flags are None and `tokens` 0 if nothing was rendered."""
+    """The comparison of one row; flags are None and tokens 0 if nothing was rendered."""
 
     reason: str | None
     tokens_equal: bool | None = None
     mask_exact: bool | None = None
     tokens: int = 0
+    answer_tokens: int = 0
 
 
 def compare(rows: Sequence[Sequence[Message]], renderer: Renderer) -> Iterator[Parity]:
@@ -325,6 +330,7 @@ def _compare_batch(
             all(part.tokens_equal for part in found),
             all(part.mask_exact for part in found),
             found[-1].tokens,
+            max(part.answer_tokens for part in found),
         )
 
 
@@ -343,7 +349,8 @@ def _judged(
             "mask_boundary: the chat template does not begin the row with what it asks the model "
             "with (an answer must hold no thought)"
         )
-    return Parity(reason, example.template_ids == ids, exact, len(example.ids))
+    same = example.template_ids == ids
+    return Parity(reason, same, exact, len(example.ids), example.answer_tokens)
 
 
 def _refusal(messages: Sequence[Message], renderer: Renderer) -> str | None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import groupby, pairwise, zip_longest
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -170,16 +170,16 @@ def mask_fault(messages: Sequence[Message], example: RenderedExample, renderer: 
     places = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
     places = places if renderer.stays(messages) else places[-1:]
     said = text = ""
-    for run, place in zip_longest(runs[: len(places) + 1], places[: len(runs)]):
-        form = renderer.form if place is None else renderer.form_of(messages[: place + 1])
+    for number, run in enumerate(runs):
+        turns = messages[: places[number] + 1] if number < len(places) else ()
+        form = renderer.form_of(turns)
         text = renderer.tokenizer.decode([example.ids[i] for i in run])
         text = text.removeprefix(form.lead).removesuffix(form.end).strip()
         # The text of a call is the template's.
-        call = form is renderer.call_form
-        said = "" if place is None else text if call else messages[place]["content"].strip()
-        if place is None or text not in said:
+        said = text if form is renderer.call_form else "".join(t["content"] for t in turns[-1:])
+        if not turns or text not in said:
             return f"its mask trains on the prompt: {visible(text)[:60]!r} is in no answer"
-    if len(runs) != len(places) or text != said:
+    if len(runs) != len(places) or text != said.strip():
         return "its mask does not cover the whole answer"
     return ""
 

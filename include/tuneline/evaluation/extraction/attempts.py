@@ -80,8 +80,8 @@ class Continuations:
         unseen: True where the tuned model wrote an identifier of a validation row.
     """
 
-    texts: list[str]
-    base_texts: list[str]
+    texts: Sequence[str]
+    base_texts: Sequence[str]
     tuned: list[bool]
     base: list[bool]
     chance: list[float]

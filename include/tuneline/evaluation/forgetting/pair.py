@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tuneline.artifacts.releases import Release, ancestry, released
 from tuneline.artifacts.training import MERGED
-from tuneline.asking.asking import ask, ask_kept, losses
+from tuneline.asking.asking import Answer, ask, ask_kept, losses
 from tuneline.asking.general_questions import Question, check_answer
 from tuneline.asking.models import Candidate, untuned
 from tuneline.bases import base_of
@@ -110,10 +110,14 @@ class AskedModel:
 
 @dataclass(frozen=True)
 class Reply:
-    """A model's answer to a question; of a choice, the likeliest one."""
+    """A model's answer to a question; of a choice, the likeliest one.
+
+    `cut` is True where the limit of tokens ended what it wrote; None for a choice.
+    """
 
     text: str
     right: bool
+    cut: bool | None = None
 
 
 class Pair:
@@ -202,7 +206,7 @@ class Pair:
     ) -> list[Reply]:
         """Return the reply to each question, after asking those without a chosen answer."""
         asked = [number for number in range(len(questions)) if number not in chosen]
-        texts: list[str] = []
+        texts: list[Answer] = []
         if asked:
             prompts = [[{"role": "user", "content": questions[n].listed}] for n in asked]
             limits = [questions[number].max_tokens for number in asked]
@@ -213,7 +217,7 @@ class Pair:
                 texts = ask(self._ctx, side.model, prompts, limits, side.name)
         said = dict(zip(asked, texts, strict=True))
         return [
-            Reply(said[number], check_answer(question, said[number]))
+            Reply(said[number], check_answer(question, said[number]), said[number].cut)
             if number in said
             else Reply(question.choices[chosen[number]], chosen[number] == 0)
             for number, question in enumerate(questions)

@@ -18,6 +18,8 @@ from tuneline.serving.engines.server import ServedSizes
 MIN_LEVELS = 4
 # A client that sends a request so much later than planned is too slow for the load, seconds.
 MAX_LATE = 0.1
+# Of the prompts' tokens, beyond what they share with other prompts, that may come from a cache.
+_CACHED_BEYOND = 0.05
 
 
 def judge_levels(closed: ClosedLoop, stopped: str, goal: Objective) -> list[Measurement]:
@@ -69,6 +71,8 @@ def judge_load(
     yield from _judge_share("good_share_at_load", row, goal)
     yield measure("failed_requests_at_load", row.failed, "requests", "<=", 0)
     yield measure("queue_growth_at_load", round(declared.queue_growth, 4), "s/s")
+    cached, most = round(row.cached_share, 4), round(declared.shared + _CACHED_BEYOND, 4)
+    yield measure("cached_share_at_load", cached, "share", "<=", most, on_breach="inconclusive")
     yield measure("client_late", round(declared.late, 4), "s", "<=", MAX_LATE, on_breach="warn")
 
 

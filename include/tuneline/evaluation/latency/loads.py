@@ -1,16 +1,20 @@
 """The requests of the benchmark, and the loads that a server is driven with.
 
-Prompts are validation rows, so their shared system turn comes from the prefix cache, as in
-production; each answer has as many tokens as the row's own. The declared load is an open loop of
-Poisson arrivals: a server that is too slow gathers a queue, which a closed loop can't show.
+Prompts are validation rows, so what they share with others, as the system turn, comes from the
+prefix cache as in production. None is sent twice: rows that come again have a number where their
+own part begins, or the cache would answer them without prefill. Each answer has as many tokens as
+the row's own. The declared load is an open loop of Poisson arrivals: a server that is too slow
+gathers a queue, which a closed loop can't show.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -32,12 +36,35 @@ _END = 1
 _GOLDEN = 0.6180339887498949
 
 
+# Between the turns of a prompt; a lone surrogate is in no text of a dataset.
+_TURN = "\ud800"
+
+
 @dataclass(frozen=True)
 class Request:
-    """One request: its messages and the tokens of its answer."""
+    """One request: its messages and the tokens of its answer.
+
+    Attributes:
+        shared: characters that another prompt of the workload begins with.
+        own_tokens: tokens of the rest, which an engine computes if it has not seen this prompt.
+    """
 
     messages: Messages
     tokens: int
+    shared: int
+    own_tokens: int
+
+    def again(self, time: int) -> Request:
+        """Return it for another time than the first, 0: a number begins its own part instead."""
+        text, mark = _joined(self.messages), f"{time} " if time else ""
+        own, *later = text[self.shared :].split(_TURN)
+        changed = _TURN.join([text[: self.shared] + mark + own[len(mark) :], *later]).split(_TURN)
+        turns = zip(self.messages, changed, strict=True)
+        return replace(self, messages=[{**turn, "content": said} for turn, said in turns])
+
+
+def _joined(messages: Messages) -> str:
+    return _TURN.join(turn["content"] for turn in messages)
 
 
 @dataclass(frozen=True)
@@ -60,17 +87,28 @@ class Workload:
     capped: int
 
     def take(self, start: int, count: int) -> list[Request]:
-        """Return requests from a place on; after the last one comes the first again."""
-        return [self.requests[(start + n) % len(self.requests)] for n in range(count)]
+        """Return requests from a place on; after the last one comes the first again, changed."""
+        places = (divmod(start + n, len(self.requests)) for n in range(count))
+        return [self.requests[number].again(time) for time, number in places]
 
     def last(self, count: int) -> list[Request]:
         """Return requests from the end, which `take` comes to last."""
         return self.take(-count, count)
 
 
-def workload_of(rows: Sequence[Row], tokens: Sequence[int], cap: int) -> Workload:
-    """Make a workload of rows and their answers' tokens; its stretches are alike in length."""
-    full = [count + _END for count in tokens]
+def workload_of(
+    rows: Sequence[Row], tokenize: Callable[[Sequence[str]], list[list[int]]], cap: int
+) -> Workload:
+    """Make a workload of rows, whose stretches are alike in the length of answers."""
+    full = [len(ids) + _END for ids in tokenize([row.answer for row in rows])]
+    texts, shared = [_joined(row.prompt) for row in rows], [0] * len(rows)
+    # In order, the prompts that begin alike for longest are neighbours.
+    for a, b in pairwise(sorted(range(len(rows)), key=texts.__getitem__)):
+        shared[b] = len(commonprefix([texts[a], texts[b]]))  # noqa: RUF071 - of characters
+        shared[a] = max(shared[a], shared[b])
+    # Each with the end of its turn, which is no other prompt's either.
+    parts = [f"{text[at:]}\n".replace(_TURN, "\n") for text, at in zip(texts, shared, strict=True)]
+    own = [len(ids) for ids in tokenize(parts)]
     mean = round(sum(full) / len(full), 2)
     by_length = sorted(range(len(rows)), key=lambda number: full[number])
     places = sorted(range(len(rows)), key=lambda place: place * _GOLDEN % 1.0)
@@ -78,7 +116,7 @@ def workload_of(rows: Sequence[Row], tokens: Sequence[int], cap: int) -> Workloa
     moments = dict(zip(places, by_length, strict=True))
     order = [moments[place] for place in range(len(rows))]
     return Workload(
-        tuple(Request(rows[number].prompt, min(full[number], max(2, cap))) for number in order),
+        tuple(Request(rows[n].prompt, min(full[n], max(2, cap)), shared[n], own[n]) for n in order),
         Lengths(len(full), mean, percentile(full, 50), percentile(full, 95), max(full)),
         sum(count > cap for count in full),
     )
@@ -94,9 +132,13 @@ _FAILURES = 3
 
 @dataclass(frozen=True)
 class ClosedLoop:
-    """The levels that were begun, in order, and why they are not complete, if they are not."""
+    """The levels that were begun, in order, and why they are not complete, if they are not.
+
+    `sent` requests of the workload are used up.
+    """
 
     levels: tuple[Level, ...]
+    sent: int
     stopped: str = ""
 
 
@@ -158,8 +200,8 @@ def measure_levels(
                     break
             levels.append(row)
             if stopped:
-                return ClosedLoop(tuple(levels), f"{stopped} at {level} at once")
-    return ClosedLoop(tuple(levels))
+                return ClosedLoop(tuple(levels), at, f"{stopped} at {level} at once")
+    return ClosedLoop(tuple(levels), at)
 
 
 def reason_to_stop(server: EngineServer, timings: Sequence[Timing], count: int) -> str:
@@ -190,6 +232,8 @@ class OpenLoop:
     Attributes:
         queue_growth: by how much TTFT grew with each second; about 0 where a server keeps up.
         late: the longest that the client itself sent a request too late.
+        shared: share of the prompts' tokens that other prompts begin with: all that a prefix cache
+            may know.
         stopped: why it is not complete; empty if it is.
     """
 
@@ -197,6 +241,7 @@ class OpenLoop:
     row: Level
     queue_growth: float
     late: float
+    shared: float
     stopped: str = ""
 
     @property
@@ -210,6 +255,7 @@ class OpenLoop:
             "requests_per_s_planned": round(self.rate, 4),
             "queue_growth": None if math.isnan(self.queue_growth) else round(self.queue_growth, 4),
             "client_late_s": round(self.late, 5),
+            "shared_share": round(self.shared, 4),
             "stopped": self.stopped,
             **table([self.row])[0],
         }
@@ -250,6 +296,7 @@ def measure_rate(
     server: EngineServer,
     workload: Workload,
     rate: float,
+    start: int,
     *,
     seconds: float,
     seed: int,
@@ -258,7 +305,7 @@ def measure_rate(
 ) -> OpenLoop:
     """Send requests at a rate for some seconds; up to four times as long for `least` of them."""
     count = max(math.ceil(rate * seconds), min(least, math.ceil(rate * _LONGER * seconds)))
-    batch = workload.take(0, count)
+    batch = workload.take(start, count)
     before = _counters(server)
     with server.client(timeout=REQUEST_SECONDS) as client:
         timings, took = drive_open(
@@ -268,11 +315,13 @@ def measure_rate(
             [request.tokens for request in batch],
         )
     size = _batch_since(server, before, timings)
+    own = sum(one.own_tokens for one, had in zip(batch, timings, strict=True) if had.ok)
     return OpenLoop(
         rate,
         summarise(most_at_once(timings), timings, took, size, goal),
         queue_growth(timings),
         max(timing.late for timing in timings),
+        1 - own / max(1, sum(timing.prompt_tokens for timing in timings)),
         reason_to_stop(server, timings, count),
     )
 
@@ -281,26 +330,27 @@ def measure_load(
     server: EngineServer,
     workload: Workload,
     load: LoadConfig,
-    levels: Sequence[Level],
+    closed: ClosedLoop,
     *,
     seed: int,
     goal: Objective,
 ) -> list[OpenLoop]:
-    """Send the declared load of one server, and lower ones (see `levels`) until a rate holds.
+    """Send the declared load of one server, and lower ones (see `closed`) until a rate holds.
 
     The declared one has as many requests as decide with a good chance; the others only inform.
     """
     rate = load.rate_of_a_replica
     assert rate is not None
     tried: list[OpenLoop] = []
+    start, best = closed.sent, sustained(closed.levels)
     for least in [goal.looks()[-1]] + _MORE_TRIES * [_LEAST]:
         found = measure_rate(
-            server, workload, rate, seconds=load.seconds, seed=seed, goal=goal, least=least
+            server, workload, rate, start, seconds=load.seconds, seed=seed, goal=goal, least=least
         )
         tried.append(found)
+        start += found.row.requests
         if found.holds or found.stopped:
             break
-        best = sustained(levels)
         guess = _BELOW_GOODPUT * best.goodput_per_s if best else 0.0
         rate = guess if 0 < guess < rate else rate / 2
     return tried

@@ -5,6 +5,7 @@ The forms are the merged model, the adapter next to its base, and quantised vari
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -82,6 +83,19 @@ def closed(text: str) -> str:
     end = "".join(reversed(closers))
     found = (begun + value + end for value in _VALUES)
     return next((whole for whole in found if answer_object(whole) is not None), text)
+
+
+def label_reach(text: str, label_field: str) -> float:
+    """Return the share of a JSON answer with which its label is there."""
+    label = json.dumps((answer_object(text) or {}).get(label_field), ensure_ascii=False)
+    behind = text.partition(f'"{label_field}"')[2].partition(label)[2]
+    return 1 - len(behind) / max(1, len(text))
+
+
+def shows_label(text: str, label_field: str) -> bool:
+    """Return True if a cut JSON answer has its whole label: one letter less has the same."""
+    first, second = (answer_object(closed(each)) or {} for each in (text, text[:-1]))
+    return (label := first.get(label_field)) is not None and label == second.get(label_field)
 
 
 def flipped_in(repeats: Sequence[Repeats], mode: str, view: View) -> list[str]:

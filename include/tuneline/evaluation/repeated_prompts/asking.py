@@ -51,7 +51,7 @@ class RepeatedAnswers:
     def add(self, row: Row, mode: str, result: ChatResult) -> None:
         """Take an answer to one of the rows."""
         self._texts[row.row_id][mode].append(result.text)
-        if result.finish_reason == "length":
+        if result.cut:
             self.cut.add(result.text)
 
     def repeats(self) -> list[Repeats]:

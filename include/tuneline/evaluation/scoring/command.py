@@ -18,9 +18,9 @@ from typing import Any, Literal
 from tuneline.asking.asking import KeptAnswers, LocalModel, Subject, collect, endpoint_of
 from tuneline.asking.models import hashed, hashed_adapter, installed
 from tuneline.asking.rows import of_split
-from tuneline.asking.tasks import Metric, choose_task, judge
+from tuneline.asking.tasks import choose_task, judge
 from tuneline.config import DeploymentConfig
-from tuneline.config.evaluation import SlicesConfig
+from tuneline.config.evaluation import Metric, SlicesConfig
 from tuneline.data.tables.rows import fetch_dataset, read_dataset
 from tuneline.errors import UserError
 from tuneline.evaluation.scoring.answer_tables import score_table
@@ -113,7 +113,7 @@ def score(
             )
     judged, config = judge(task, answers, expected), SlicesConfig()
     found, slices = judged.interval, find_slices(rows, judged.scores, config)
-    table = score_table(rows, {"model": judged})
+    table = score_table(rows, {"model": judged}, model_cut=[answer.cut for answer in answers])
     pq.write_table(table, out / "answers.parquet")
     document = slices_document(slices, config)
     (out / "slices.json").write_text(json.dumps(document, indent=1, ensure_ascii=False))

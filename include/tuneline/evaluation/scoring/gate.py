@@ -1,9 +1,10 @@
 """Decide whether the candidate is good enough: against the base, trivial answers and a floor.
 
-It must be better than the base as it is asked, the base at its best and a constant answer, each by
-the lower end of the paired interval, and reach the floor: all of them, so that no correction is due
-(an intersection-union test). Where the lower end is not above the limit, an estimate that is makes
-the claim inconclusive, with the rows that would show it; one that is not fails it.
+It must be better than the base as it is asked, the base at its best, a constant answer and the
+question itself, each by the lower end of the paired interval, and reach the floor: all of them, so
+that no correction is due (an intersection-union test). Where the lower end is not above the limit,
+an estimate that is makes the claim inconclusive, with the rows that would show it; one that is not
+fails it.
 
 A base that scores 0 because it wraps its JSON in prose, or was not given the labels, says nothing
 of what training taught. So it is also judged with its answer found in prose, and asked with an
@@ -12,9 +13,11 @@ instruction and a few training rows, the same for every row and spread over the 
 A tuned model that a constant answer equals has learned no task. One that the nearest training rows
 equal may still be of use, so that warns; one that is shown to be worse stops production.
 
-The text fields of JSON answers, which the metric does not see, are judged by chrF: better than one
-constant text, which a text that has nothing to do with its question is not, and not worse than the
-base at its best by more than a margin.
+What the metric does not see, such as the other fields of JSON answers, is judged part by part:
+better than one constant answer; texts are also not worse than the base at its best by more than a
+margin, and short values not shown to be. Where one value stands in most rows, hardly any are left
+to be better on; then the part must not be shown to be worse than that value by more than the
+margin.
 """
 
 from __future__ import annotations
@@ -24,14 +27,18 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
+from tuneline.asking.answer_values import is_code
 from tuneline.asking.asking import ask_kept
 from tuneline.asking.models import untuned
-from tuneline.asking.rows import asked, spread
+from tuneline.asking.rows import answer_limit, asked, spread, tokens_at_most, turns_of
 from tuneline.asking.tasks import Judged, Task, compare, rows_needed
+from tuneline.config import PipelineConfig
 from tuneline.data.tables.rows import Message, Row
 from tuneline.evaluation.scoring.answer_tables import (
     confusion,
+    judge_interrupted,
     label_measurements,
     stated,
     wrong_rows,
@@ -113,10 +120,16 @@ def constant_answer(task: Task, train: Sequence[Row], seed: int) -> str:
 
     For a task with labels it is an answer with the most frequent one.
     """
+    train = [row for row in train if task.judges(row.answer)]
+    if not train:
+        return ""
     if task.has_labels:
         named = [task.label(row.answer) for row in train]
         [(most, _)] = Counter(named).most_common(1)
         return train[named.index(most)].answer
+    if task.metric == "scorer":
+        # Likeness chooses it: a team's own metric may take seconds for an answer.
+        task = Task("chrf")
     often = [text for text, _ in Counter(row.answer for row in train).most_common(CONSTANTS)]
     tried = [row.answer for row in spread(train, TRIED_ON, seed)]
     return max(often, key=lambda text: sum(task.score(text, expected) for expected in tried))
@@ -143,8 +156,6 @@ def nearest_answers(train: Sequence[Row], rows: Sequence[Row], seed: int) -> lis
 ANSWERS = "fair_base_answers.jsonl"
 # Labels are named in the instruction while they are this few, and short.
 NAMED_LABELS, LABEL_CHARACTERS = 100, 2000
-# Tokens that the template adds around the turns of an example.
-TEMPLATE_TOKENS = 16
 
 
 def instruction_for(task: Task, answer: str) -> str:
@@ -171,12 +182,7 @@ def instruction_for(task: Task, answer: str) -> str:
 
 def tokens_of(row: Row) -> int:
     """Return the tokens of a rendered row; those of a row that was not counted are estimated."""
-    return row.n_tokens or sum(_estimate(turn["content"]) for turn in row.messages)
-
-
-def _estimate(text: str) -> int:
-    """Return more tokens than a text is likely to have: one for two bytes, and the template's."""
-    return len(text.encode()) // 2 + TEMPLATE_TOKENS
+    return row.n_tokens or sum(tokens_at_most(turn["content"]) for turn in row.messages)
 
 
 def choose_shots(rows: Sequence[Row], count: int, room: int, seed: int) -> list[Row]:
@@ -225,7 +231,9 @@ def fair_prompts(
     settings, seed = ctx.config.evaluation, ctx.config.training.seed
     instruction = instruction_for(task, rows[0].answer)
     # What a request has left next to the instruction and the answer.
-    room = ctx.config.deployment.context_tokens - settings.max_new_tokens - _estimate(instruction)
+    room = (
+        ctx.config.deployment.context_tokens - answer_limit(ctx.run) - tokens_at_most(instruction)
+    )
     # Rows longer than most get fewer examples, so that one long row does not take them from all.
     usual = int(statistics.quantiles(map(tokens_of, rows), n=10)[-1]) if len(rows) > 1 else 0
     shots = choose_shots(train, settings.fair_base_shots, room - usual, seed)
@@ -239,12 +247,12 @@ def fair_prompts(
 
 
 def fair_base(
-    ctx: StepContext, task: Task, rows: Sequence[Row], train: Sequence[Row], plain: Sequence[str]
+    ctx: StepContext, tuned: Judged, rows: Sequence[Row], train: Sequence[Row], plain: Sequence[str]
 ) -> tuple[dict[str, Sequence[str]], list[Measurement]]:
     """Ask the base with an instruction and examples; return both forms of its answers by name."""
-    prompts, instruction, shots, fewer = fair_prompts(ctx, task, rows, train)
-    limits = [ctx.config.evaluation.max_new_tokens] * len(rows)
-    answers, _ = ask_kept(ctx, untuned(ctx), prompts, limits, "base model with examples")
+    prompts, instruction, shots, fewer = fair_prompts(ctx, tuned.task, rows, train)
+    limits, model = [answer_limit(ctx.run)] * len(rows), untuned(ctx)
+    answers, _ = ask_kept(ctx, model, prompts, limits, "base model with examples")
     with (ctx.out / ANSWERS).open("w", encoding="utf-8") as out:
         for row, answer in zip(rows, answers, strict=True):
             entry = {"row_id": row.row_id, "expected": row.answer, "base": answer}
@@ -256,6 +264,7 @@ def fair_base(
     return {"its answer found in prose": plain, with_examples: answers}, [
         measure("fair_base_examples", len(shots), "rows"),
         measure("fair_base_rows_with_fewer_examples", fewer, "rows"),
+        *judge_interrupted(ctx, "fair_base", model, prompts=prompts, answers=answers, tuned=tuned),
     ]
 
 
@@ -269,21 +278,23 @@ def decide(
     """Compare the candidate with all it must beat, and write the tables.
 
     Args:
-        judged: the candidate's answers by the metric, then by each of their text fields.
+        judged: the candidate's answers by the metric, then by each other part.
     """
-    tuned, *fields = judged
-    forms, of_forms = fair_base(ctx, tuned.task, rows, train, base.answers)
-    main, claims = judge_metric(ctx, base, tuned, forms, against_trivial(ctx, tuned, rows, train))
+    tuned, *parts = judged
+    forms, of_forms = fair_base(ctx, tuned, rows, train, base.answers)
+    learned = [turn for row in train for turn in turns_of(row)]
+    trivial = against_trivial(ctx, tuned, rows, learned)
+    main, claims = judge_metric(ctx, base, tuned, forms, trivial)
     found = [main]
-    for field in fields:
-        constant = constant_answer(field.task, train, ctx.config.training.seed)
-        of_field, more = judge_field(ctx, field, forms, constant)
-        found.append(of_field)
+    for part in parts:
+        constant = [constant_answer(part.task, learned, ctx.config.training.seed)] * len(rows)
+        of_part, more = judge_part(ctx, part, forms, constant)
+        found.append(of_part)
         claims += more
     ctx.write_json("wrong_rows.json", wrong_rows(rows, tuned))
     if tuned.wanted:
         ctx.write_json("confusion.json", {"base": confusion(base), "tuned": confusion(tuned)})
-    needed, graded = more_rows(claims), fields or tuned.task.graded or tuned.task.has_labels
+    needed, graded = more_rows(claims), parts or tuned.task.graded or tuned.task.has_labels
     return Finding(
         [
             measure("metric", tuned.task.name, ""),
@@ -304,14 +315,14 @@ def judge_metric(
     base: Judged,
     tuned: Judged,
     forms: Mapping[str, Sequence[str]],
-    trivial: tuple[Claim, Claim],
+    trivial: tuple[Claim, Claim, Claim],
 ) -> tuple[Finding, list[Claim]]:
     """Compare the metric with the base, trivial answers and the floor; return the claims too."""
     settings, gained = ctx.config.evaluation, compare(base, tuned)
     gain = Claim("gain", "better than the base", gained.difference, tuned, settings.min_gain)
     form, of_form, fair = hardest_form(forms, tuned, settings.min_gain)
-    constant, nearest = trivial
-    claims, metric = [gain, fair, constant], stated("tuned_metric", tuned.interval)
+    constant, copied, nearest = trivial
+    claims, metric = [gain, fair, constant, copied], stated("tuned_metric", tuned.interval)
     if (floor := settings.min_metric) is not None:
         about = f"at {floor:g} or above"
         claims.append(Claim("tuned_metric", about, tuned.interval, tuned, floor, ">="))
@@ -337,6 +348,7 @@ def judge_metric(
             measure("fair_base_metric", round(of_form.interval.value, 4), "share"),
             *fair.measurements(),
             *constant.measurements(),
+            *copied.measurements(),
             *nearest.measurements("fail" if lost else "warn"),
         ],
         f"{tuned.task.name} on {asked}{counting}: tuned {tuned.interval.text()}, base "
@@ -359,31 +371,60 @@ def hardest_form(
     return min(found, key=lambda each: each[2].estimate.lower)
 
 
-def judge_field(
-    ctx: StepContext, tuned: Judged, forms: Mapping[str, Sequence[str]], constant: str
+def judge_part(
+    ctx: StepContext, tuned: Judged, forms: Mapping[str, Sequence[str]], constant: Sequence[str]
 ) -> tuple[Finding, list[Claim]]:
-    """Compare a text field with the base at its best and one constant text; see `judge_metric`."""
-    field, margin = tuned.task.field, ctx.config.evaluation.against_released.text_margin
+    """Compare a part of the answers with the base at its best and one constant answer."""
+    task, margin = tuned.task, ctx.config.evaluation.against_released.text_margin
     name, _, fair = hardest_form(forms, tuned, -margin)
-    over = compare(tuned.other([constant] * len(tuned.scores)), tuned).difference
-    no_worse = f"no worse in its {field} than the base with {name}"
-    better = f"better in its {field} than one constant text"
-    claims = [
-        replace(fair, name=f"{field}.{fair.name}", about=no_worse, rule=">="),
-        Claim(f"{field}.gain_over_constant", better, over, tuned, 0.0),
+    over = compare(tuned.other(constant), tuned).difference
+    no_worse = f"no worse in its {task.name} than the base with {name}"
+    better = f"better in its {task.name} than one constant answer"
+    fair = replace(fair, name=f"{task.prefix}{fair.name}", about=no_worse, rule=">=")
+    constant_claim = Claim(f"{task.prefix}gain_over_constant", better, over, tuned, 0.0)
+    to_show = [] if tuned.alike else [constant_claim]
+    to_show += [fair] if task.free_text and not tuned.alike else []
+    measured = [
+        claim.measurements() if claim in to_show else not_shown_worse(claim, margin)
+        for claim in (fair, constant_claim)
     ]
-    measured = [m for claim in claims for m in claim.measurements()]
     return Finding(
-        [*stated(f"{field}.tuned_metric", tuned.interval), *measured],
-        f"{tuned.task.name} {tuned.interval.text()}, over the base with {name} "
-        f"{fair.estimate.value:+.3f}, over one constant text {over.value:+.3f}",
-    ), claims
+        [*stated(f"{task.prefix}tuned_metric", tuned.interval), *chain(*measured)],
+        f"{task.name} {tuned.interval.text()}, over the base with {name} "
+        f"{fair.estimate.value:+.3f}, over one constant answer {over.value:+.3f}",
+    ), to_show
+
+
+def not_shown_worse(claim: Claim, margin: float) -> list[Measurement]:
+    """State an estimate that may not be shown to be below 0 by more than a margin."""
+    value, lower, upper = stated(claim.name, claim.estimate)
+    return [value, lower, measure(upper.name, upper.value, "share", ">=", -margin)]
+
+
+def judge_coverage(config: PipelineConfig, judged: Sequence[Judged], few: Sequence[str]) -> Finding:
+    """State what of the answers nothing judges (`few`), and what their likeness alone does.
+
+    Code that is like the expected one may do the opposite: production asks for more.
+    """
+    texts = [each for each in judged if each.task.free_text]
+    written = [[each.task.text(text) for text in each.expected] for each in texts]
+    code = sum(2 * sum(map(is_code, each)) > len(each) for each in written)
+    checked = config.evaluation.review or config.data.answer_schema is not None
+    said = f"{', '.join(few)}: too few rows have it to be judged; " if few else ""
+    if texts:
+        said += "of texts only the closeness to one expected text was judged; "
+    if code:
+        said += "where they are code, name data.answer_schema or ask for a review; "
+    found = [("fields_not_judged", len(few)), ("code_judged_by_closeness", 0 if checked else code)]
+    ruled: tuple[Rule, int] | tuple[()] = ("<=", 0) if config.profile == "production" else ()
+    breach: Breach = "inconclusive"
+    return Finding([measure(n, c, "parts", *ruled, on_breach=breach) for n, c in found], said)
 
 
 def against_trivial(
     ctx: StepContext, tuned: Judged, rows: Sequence[Row], train: Sequence[Row]
-) -> tuple[Claim, Claim]:
-    """Compare the candidate with one constant answer, and with those of nearest training rows."""
+) -> tuple[Claim, Claim, Claim]:
+    """Compare the candidate with a constant answer, the question, and nearest training rows."""
     seed, limit = ctx.config.training.seed, ctx.config.evaluation.min_gain_over_trivial
 
     def claim(name: str, about: str, texts: Sequence[str]) -> Claim:
@@ -394,5 +435,6 @@ def against_trivial(
     nearest = nearest_answers(train, rows, seed)
     return (
         claim("gain_over_constant", "one constant answer", constant),
+        claim("gain_over_question", "the question itself", [r.prompt[-1]["content"] for r in rows]),
         claim("gain_over_nearest_row", "the answers of the nearest training rows", nearest),
     )

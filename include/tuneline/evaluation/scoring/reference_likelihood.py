@@ -45,15 +45,18 @@ def judge_texts(
     people review the answers.
 
     Args:
-        judged: the judgements of the answers and of their text fields.
+        judged: the judgements of the answers and of each other part of them.
 
     Returns:
         The finding, empty if no answer holds free text; the columns of `answers.parquet`.
     """
-    fields = [each.task.field for each in judged if each.task.graded]
-    if not fields:
+    texts = [each for each in judged if each.task.free_text and not each.alike]
+    if not texts:
         return Finding([], ""), {}
-    found, unknown = log_probabilities(ctx, chosen, rows, judged[0].groups, fields)
+    at = sorted({place for each in texts for place in each.at})
+    groups, fields = judged[0].groups, [each.task.field for each in texts]
+    of_texts = [groups[place] for place in at] if groups else ()
+    found, unknown = log_probabilities(ctx, chosen, [rows[n] for n in at], of_texts, fields)
     columns: dict[str, list[float | None]] = {
         name: [found[row.row_id][at] if row.row_id in found else None for row in rows]
         for at, name in enumerate(("expected_logprob", "swapped_logprob"))
@@ -127,7 +130,8 @@ def log_probabilities(
 def with_texts(row: Row, other: Row, fields: Sequence[str]) -> Row:
     """Return a row whose answer has the texts of another; a field of "" is the whole answer."""
     answer, value = other.answer, answer_object(row.answer)
-    if fields != [""] and value is not None:
+    if "" not in fields and value is not None:
         texts = answer_object(other.answer) or {}
-        answer = dump_like({**value, **{name: texts[name] for name in fields}}, row.answer)
+        swapped = {name: texts[name] for name in fields if name in value and name in texts}
+        answer = dump_like({**value, **swapped}, row.answer)
     return replace(row, messages=[*row.prompt, {**row.messages[-1], "content": answer}])

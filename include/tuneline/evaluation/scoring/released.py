@@ -13,14 +13,15 @@ from operator import or_
 
 from tuneline.artifacts.evaluation import RELEASED_ANSWERS, ReleasedAnswer
 from tuneline.artifacts.releases import released
-from tuneline.asking.asking import ask_kept
+from tuneline.asking.asking import Answer, ask_kept
 from tuneline.asking.models import released_model
+from tuneline.asking.rows import answer_limit
 from tuneline.asking.tasks import Judged, not_worse, rows_needed
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError, first_line
-from tuneline.evaluation.scoring.answer_tables import stated
+from tuneline.evaluation.scoring.answer_tables import judge_interrupted, stated
 from tuneline.evaluation.scoring.ledger import SeenRows, seen_by
-from tuneline.evidence import Breach, Finding, measure
+from tuneline.evidence import Breach, Finding, Rule, measure
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.engine import ServedModel
 from tuneline.statistics import Bounds, NonInferiority, agresti_min, share_of
@@ -40,7 +41,7 @@ def compare_with_released(
     candidate's bytes is not asked. UserError if it has no model.
 
     Args:
-        judged: the candidate's answers by the metric, then by each of their text fields.
+        judged: the candidate's answers by the metric, then by each other part.
     """
     settings = ctx.config.evaluation.against_released
     release = released(ctx.run) if settings.enabled else None
@@ -110,6 +111,11 @@ def _compared(
     undecided = measure(_WORSE, None, "share", "<=", settings.margin)
     try:
         old, cached = _ask(ctx, model, asked)
+        texts, prompts = [old[row.row_id] for row in asked], [row.prompt for row in asked]
+        own = judged[0].rows(list(map(or_, fair, late)))
+        known += judge_interrupted(
+            ctx, "released", model, prompts=prompts, answers=texts, tuned=own
+        )
     except UserError as error:
         why = f"the released version {version} can't answer here ({first_line(error)}), so that "
         why += "nothing compares the two; evaluate where it can be served, or set "
@@ -130,9 +136,11 @@ def _compared(
     return [Finding([*known, *main.measurements], said), *found]
 
 
-def _ask(ctx: StepContext, model: ServedModel, rows: Sequence[Row]) -> tuple[dict[str, str], bool]:
+def _ask(
+    ctx: StepContext, model: ServedModel, rows: Sequence[Row]
+) -> tuple[dict[str, Answer], bool]:
     """Return the released model's answers by row id, and True if all of them were kept before."""
-    limits = [ctx.config.evaluation.max_new_tokens] * len(rows)
+    limits = [answer_limit(ctx.run)] * len(rows)
     # What the released bytes answered to the very same prompts before is taken.
     old, cached = ask_kept(ctx, model, [row.prompt for row in rows], limits, "released model")
     pairs = list(zip(rows, old, strict=True))
@@ -143,10 +151,14 @@ def _ask(ctx: StepContext, model: ServedModel, rows: Sequence[Row]) -> tuple[dic
 
 
 def _not_worse(ctx: StepContext, judged: Sequence[Judged], answers: Sequence[str]) -> Finding:
-    """Compare the metric and each text field with the released model's answers."""
+    """Compare the metric and each other part with the released model's answers."""
     settings = ctx.config.evaluation.against_released
     margins = [settings.margin] + [settings.text_margin] * len(judged[1:])
-    found = [_difference(each, answers, by) for each, by in zip(judged, margins, strict=True)]
+    found = [
+        _difference(each, answers, by)
+        for each, by in zip(judged, margins, strict=True)
+        if each.scores
+    ]
     changed = sum(a != b for a, b in zip(judged[0].answers, answers, strict=True))
     measured = [m for each in found for m in each.measurements]
     return Finding(
@@ -204,17 +216,21 @@ def _difference(tuned: Judged, answers: Sequence[str], margin: float) -> Finding
     """State the difference of a metric, whose lower end decides."""
     old, task = tuned.other(answers), tuned.task
     found = not_worse(old, tuned, margin)
-    prefix = f"{task.field}." if task.graded and task.field else ""
+    prefix, undecided = task.prefix, found.decision == "undecided"
+    # Of many short parts some are always undecided; the metric has to be shown.
+    ruled: tuple[Rule, float] | tuple[()] = ("<=", margin)
+    if undecided and prefix and (tuned.alike or not task.free_text):
+        ruled = ()
     # 0.0 - x and not -x: no loss shall read as 0.0, not as -0.0.
     loss, noise = round(0.0 - found.difference.lower, 4), round(found.difference.error, 4)
     measured = [
         measure(f"{prefix}released_metric", round(old.interval.value, 4), "share"),
         *stated(f"{prefix}difference_to_released", found.difference),
-        measure(prefix + _WORSE, loss, "share", "<=", margin, noise=noise),
+        measure(prefix + _WORSE, loss, "share", *ruled, noise=noise),
         measure(f"{prefix}only_released_right", found.lost, "rows"),
         measure(f"{prefix}only_candidate_right", found.gained, "rows"),
     ]
-    if found.decision == "undecided":
+    if undecided:
         measured.append(measure(f"{prefix}rows_needed_to_decide", found.rows_needed, "rows"))
     return Finding(measured, f"{task.name} {_sentence(found)}")
 

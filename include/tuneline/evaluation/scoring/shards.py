@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from tuneline.artifacts.evaluation import ANSWER_HOLDOUT, HoldoutPart, ModelAnswers, holdout_part
 from tuneline.artifacts.training import LORA
 from tuneline.asking.asking import (
+    Answer,
     KeptAnswers,
     LocalModel,
     collect,
@@ -24,8 +25,9 @@ from tuneline.asking.asking import (
     request_key,
 )
 from tuneline.asking.models import Candidate, candidate, untuned
-from tuneline.asking.rows import of_split
-from tuneline.asking.tasks import Task, choose_task
+from tuneline.asking.rows import answer_limit, asked, of_split, turns_of
+from tuneline.asking.tasks import Task, task_of
+from tuneline.data.near_duplicates.shingles import normalise
 from tuneline.data.tables.rows import TRAIN, Row
 from tuneline.errors import UserError
 from tuneline.evaluation.scoring.answer_tables import recorded_answers
@@ -53,13 +55,12 @@ class Exam:
     opened: Holdout
     rows: list[Row]
     task: Task
-    recorded: Mapping[str, str]
+    recorded: Mapping[str, Answer]
     left_out: list[Measurement]
 
 
 def open_exam(ctx: StepContext) -> Exam:
     """Open the hold-out for the run's candidate; UserError if there is no row to ask."""
-    settings, data = ctx.config.evaluation, ctx.config.data
     chosen = candidate(ctx)
     opened = open_holdout(ctx, "score", chosen.model.sha256)
     if not opened.held:
@@ -67,8 +68,8 @@ def open_exam(ctx: StepContext) -> Exam:
             "the dataset has no hold-out row; raise data.holdout_share or name data.holdout"
         )
     rows, left_out = untouched(ctx, opened.held)
-    expected = [row.answer for row in rows]
-    task = choose_task(settings.metric, data.label_field, expected, settings.numeric_tolerance)
+    rows = questions_among(rows, opened.seen)
+    task = task_of(ctx.config, [row.answer for row in rows])
     return Exam(chosen, opened, rows, task, recorded_answers(ctx, chosen, opened), left_out)
 
 
@@ -92,6 +93,20 @@ def untouched(ctx: StepContext, held: Sequence[Row]) -> tuple[list[Row], list[Me
     ]
 
 
+def questions_among(held: Sequence[Row], seen: Sequence[Row]) -> list[Row]:
+    """Return a question for each answer of held-out rows.
+
+    An earlier turn that begins a row of another split word for word was learned, so it is none.
+    """
+    known = {normalise(asked(turn)) for row in seen for turn in turns_of(row)[:-1]}
+    return [
+        turn
+        for row in held
+        for turn in turns_of(row)
+        if turn is row or normalise(asked(turn)) not in known
+    ]
+
+
 @dataclass(frozen=True)
 class Questions:
     """The prompts of one model, one for each row, and the limit of each answer, which all share.
@@ -105,7 +120,7 @@ class Questions:
     prompts: Sequence[Messages]
     limits: Sequence[int]
     scope: str = ""
-    known: Mapping[str, str] = field(default_factory=dict)
+    known: Mapping[str, Answer] = field(default_factory=dict)
 
     @property
     def keys(self) -> list[str]:
@@ -122,7 +137,7 @@ class Questions:
 def questions_of(ctx: StepContext, exam: Exam) -> Iterator[Questions]:
     """Yield all that is asked of the hold-out: by candidate, base in two forms, released model."""
     deployment, rows = ctx.config.deployment, exam.rows
-    plain, limits = [row.prompt for row in rows], [ctx.config.evaluation.max_new_tokens] * len(rows)
+    plain, limits = [row.prompt for row in rows], [answer_limit(ctx.run)] * len(rows)
     tuned, base = LocalModel(exam.chosen.model, deployment), LocalModel(untuned(ctx), deployment)
     yield Questions("tuned model", tuned, rows, plain, limits, ctx.run.uri, exam.recorded)
     yield Questions("base model", base, rows, plain, limits)
@@ -185,7 +200,7 @@ def _ask(ctx: StepContext, part: Questions, kept: KeptAnswers) -> ModelAnswers:
     known = {**kept_by(part.subject, part.scope), **part.known}
     progress, asked = progress_of(ctx, part.who), (part.subject, part.prompts, part.limits)
     texts, _ = collect(*asked, kept, known=known, progress=progress)
-    rows = [(row.row_id, text) for row, text in zip(part.rows, texts, strict=True)]
+    rows = [(row.row_id, text, text.cut) for row, text in zip(part.rows, texts, strict=True)]
     return ModelAnswers(asked=request_key(part.keys), rows=rows)
 
 
@@ -220,13 +235,14 @@ def _part(ctx: StepContext, exam: Exam, shard: int) -> HoldoutPart:
     return part
 
 
-def _checked(ctx: StepContext, wanted: Questions, part: HoldoutPart) -> list[str]:
+def _checked(ctx: StepContext, wanted: Questions, part: HoldoutPart) -> list[Answer]:
     """Return the answers of a part in the order of its questions, if it has these and no others."""
     given, ids = part.answers.get(wanted.who), [row.row_id for row in wanted.rows]
     if given is None or given.asked != request_key(wanted.keys):
         why = f"has no {wanted.who} with the weights, the engine and the prompts of this run"
         raise _refused(ctx, part.of[2], why)
-    rows, answers = Counter(row_id for row_id, _ in given.rows), dict(given.rows)
+    rows = Counter(row_id for row_id, *_ in given.rows)
+    answers = {row_id: Answer(text, cut=cut) for row_id, text, cut in given.rows}
     missing, extra = Counter(ids) - rows, rows - Counter(ids)
     if wrong := sorted(missing or extra):
         what = "lacks" if missing else "has twice, or from another shard,"

@@ -6,6 +6,7 @@ named.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tuneline.evidence import Verdict
 from tuneline.governance.documents.facts import Facts, Metric, metrics
-from tuneline.machine.markdown import render
+from tuneline.machine.markdown import fenced, render
 
 CARD_FILE = "README.md"
 # What no item measures, whatever its verdict.
@@ -37,6 +38,7 @@ def model_card(facts: Facts) -> str:
         manifest=manifest,
         base=manifest.base_model,
         data=facts.dataset,
+        request=fenced(json.dumps(_request(facts), indent=1, ensure_ascii=False)),
         lora=manifest.hyperparameters.get("lora") or {},
         training=manifest.hyperparameters,
         engine=manifest.engine or {},
@@ -63,6 +65,14 @@ def model_card(facts: Facts) -> str:
         uri=facts.release.uri,
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
+def _request(facts: Facts) -> dict[str, Any]:
+    """Return a request as the release was measured."""
+    system = facts.dataset.get("system")
+    turns = [{"role": "system", "content": system}] if system else []
+    question = {"role": "user", "content": "…"}
+    return {"messages": [*turns, question], **facts.release.manifest.defaults}
 
 
 def card_data(facts: Facts) -> ModelCardData:

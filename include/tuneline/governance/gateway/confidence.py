@@ -19,8 +19,8 @@ from tuneline.artifacts.governance import (
 )
 from tuneline.asking.asking import CHUNK, KeptAnswers, LocalModel, request_key
 from tuneline.asking.models import candidate
-from tuneline.asking.rows import validation_rows
-from tuneline.asking.tasks import Task, choose_task
+from tuneline.asking.rows import answer_limit, validation_rows
+from tuneline.asking.tasks import Task, judge, task_of
 from tuneline.config.governance import FallbackConfig
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError
@@ -37,10 +37,9 @@ def calibrate(
     ctx: StepContext, model: ServedModel, target: FallbackConfig
 ) -> tuple[Calibration, list[Confidence]]:
     """Ask the validation rows, and set the thresholds."""
-    config, rows = ctx.config, validation_rows(ctx, target.calibration_rows)
-    expected, tolerance = [row.answer for row in rows], config.evaluation.numeric_tolerance
-    task = choose_task(config.evaluation.metric, config.data.label_field, expected, tolerance)
-    max_tokens = config.evaluation.max_new_tokens
+    rows = validation_rows(ctx, target.calibration_rows)
+    task = task_of(ctx.config, [row.answer for row in rows])
+    max_tokens = answer_limit(ctx.run)
     told = ask_for_confidence(ctx, model, rows, max_tokens)
     found = confidences(rows, told, task, target.stream_window_tokens)
     engine = f"{model.engine} {get_engine(model.engine).version()}"
@@ -172,15 +171,17 @@ def confidences(
     rows: Sequence[Row], told: Sequence[Told], task: Task, window: int
 ) -> list[Confidence]:
     """Judge the answers."""
+    answers, questions = [text for text, _ in told], [row.prompt for row in rows]
+    judged = judge(task, answers, [row.answer for row in rows], questions=questions)
     return [
         Confidence(
             row_id=row.row_id,
-            right=task.right(text, row.answer),
+            right=score == 1.0,
             tokens=len(values),
             whole=mean_logprob(values),
             beginning=mean_logprob(values[:window]),
         )
-        for row, (text, values) in zip(rows, told, strict=True)
+        for row, (_, values), score in zip(rows, told, judged.scores, strict=True)
     ]
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx
 
 from tuneline.errors import RetryableError
-from tuneline.governance.gateway.faulty_link import Fault, FaultyLink
 from tuneline.serving.client import Messages
 from tuneline.serving.engines.server import EngineServer
 from tuneline.serving.gateway.process import GatewayAnswer, GatewayProcess
@@ -34,14 +37,25 @@ class Client:
             timeout=self.patience,
         )
 
+    def endless(self, messages: Messages) -> Any:
+        """Open a stream that goes on for long, and whose confidence is not judged."""
+        return self.gateway.stream(
+            UNJUDGED,
+            messages,
+            max_tokens=_STREAMED,
+            key=next(iter(self.gateway.keys)),
+            timeout=self.patience,
+            extra=ENDLESS,
+        )
+
 
 NO_FAULT = "none"
+UNJUDGED = "unjudged"  # the chain without limits of confidence
 REQUESTS = 2
-# A delay beyond any limit of the chain, as a share of it.
-_TOO_SLOW = 1.5
-# Events of a stream that come before its first token (the role), and after its last one (why it
-# ended, its usage).
-_OPENING_EVENTS, _CLOSING_EVENTS = 1, 2
+# An answer that goes on to its limit, whatever the model has to say.
+ENDLESS = {"ignore_eos": True}
+# Tokens that no engine writes before it is killed.
+_STREAMED = 512
 _RECOVERS_WITHIN = 60.0
 _PAUSE = 0.1
 
@@ -74,11 +88,7 @@ class Chain:
     client: Client
     primary: EngineServer
     second: EngineServer
-    to_primary: FaultyLink
-    to_second: FaultyLink
     names: Sequence[str]  # of the upstreams, in order
-    first_token_s: float
-    window: int  # tokens of a stream that are held back; 0 if streams are not judged
 
     def run(self, prompts: Prompts) -> Iterator[FaultReport]:
         """Plant every fault; the engines are dead afterwards."""
@@ -87,15 +97,8 @@ class Chain:
         yield self._ask(NO_FAULT, primary, sure)
         if prompts.unsure:
             yield self._ask("unsure", second, prompts.unsure[:REQUESTS])
-        yield self._linked("garbage", "garbage", second, sure)
-        yield self._cut("dies_before_first_byte", second, sure, events=0)
-        yield self._dies_midstream(second, sure)
-        self.to_primary.delay_s = self.first_token_s * _TOO_SLOW
-        yield self._linked("slow", "slow", second, sure[:1], stream=True)
         yield self._hung(second, sure[:1])
-        both = [*sure[:1], *prompts.unsure[:1]]
-        yield self._linked("previous_gone", "gone", primary, both, link=self.to_second)
-        self.primary.kill()
+        yield self._dies_midstream(sure[0])
         yield self._ask("killed", second, sure)
         self.second.kill()
         last = self.names[2] if len(self.names) > 2 else "error"
@@ -107,51 +110,19 @@ class Chain:
         seen = [self.client.ask(prompt, stream=stream) for prompt in prompts]
         return report(fault, expected, seen)
 
-    def _linked(
-        self,
-        name: str,
-        fault: Fault,
-        expected: str,
-        prompts: Sequence[Messages],
-        *,
-        stream: bool = False,
-        link: FaultyLink | None = None,
-    ) -> FaultReport:
-        """Ask over a link with a fault, that to the primary unless another is given."""
-        link = link or self.to_primary
-        link.fault = fault
-        try:
-            return self._ask(name, expected, prompts, stream=stream)
-        finally:
-            link.fault = "none"
-            self._recover(prompts[0])
-
-    def _cut(
-        self, name: str, expected: str, prompts: Sequence[Messages], *, events: int
-    ) -> FaultReport:
-        self.to_primary.events = events
-        before = self.to_primary.cuts
-        found = self._linked(name, "cut", expected, prompts, stream=True)
-        return replace(found, planted=self.to_primary.cuts > before)
-
-    def _dies_midstream(self, second: str, prompts: Sequence[Messages]) -> FaultReport:
-        """Break each stream off once the gateway has begun to pass it on."""
-        name = "dies_midstream"
-        passed_on = self.window + _OPENING_EVENTS + 1 + _CLOSING_EVENTS
-        found = []
-        for prompt in prompts:
-            one = self._cut(name, "error", [prompt], events=passed_on)
-            if not one.planted:
-                one = self._cut(name, second, [prompt], events=_OPENING_EVENTS)
-            found.append(one)
-        return FaultReport(
-            name,
-            " or ".join(sorted({one.expected for one in found})),
-            sum(one.requests for one in found),
-            sum(one.as_expected for one in found),
-            sum(one.ended for one in found),
-            sorted({reason for one in found for reason in one.reasons}),
-            all(one.planted for one in found),
+    def _dies_midstream(self, prompt: Messages) -> FaultReport:
+        """Kill the release as the first text of its stream reaches the client."""
+        begun, last = False, dict[str, Any]()
+        # A connection that breaks without a word leaves a text as the last event.
+        stream = self.client.endless(prompt)
+        with suppress(httpx.TransportError), stream as (_, events):
+            for last in events:
+                if not begun and has_text(last):
+                    begun = True
+                    self.primary.kill()
+        seen = GatewayAnswer(200, last, complete=bool(last.get("usage")))
+        return replace(
+            report("dies_midstream", "error", [seen]), planted=begun and not seen.complete
         )
 
     def _hung(self, expected: str, prompts: Sequence[Messages]) -> FaultReport:
@@ -197,3 +168,8 @@ def report(fault: str, expected: str, seen: Sequence[GatewayAnswer]) -> FaultRep
         sum(one.ended for one in seen),
         sorted({one.fallback_reason for one in seen if one.fallback_reason}),
     )
+
+
+def has_text(event: Mapping[str, Any]) -> bool:
+    """Return True if an event of a stream brings text."""
+    return any((choice.get("delta") or {}).get("content") for choice in event.get("choices") or [])

@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.releases import current_release, open_release
 from tuneline.artifacts.request_log import MERGED, REPLACED, Reason, days, folder_name, read_day
 from tuneline.artifacts.request_log import PREFIX as LOGS
@@ -48,7 +46,7 @@ from tuneline.governance.production.review_sample import (
     merge_within_day,
 )
 from tuneline.governance.production.scrubbing import ScrubbedDay, scrub_day
-from tuneline.governance.production.settings import CurationSettings, compared_with
+from tuneline.governance.production.settings import CurationSettings
 from tuneline.machine.memory import rare_collections
 from tuneline.models import load_tokenizer, resolve
 from tuneline.serving.gateway.ledger.reports import costs
@@ -141,8 +139,7 @@ def curate(
         if not log.num_rows:
             return _without_logs(store, model, day, settings, out=out, whole=whole)
         if settings.reference is None and (pointer := current_release(store, model)) is not None:
-            dataset = compared_with(open_release(store, pointer), DATASET)
-            settings = replace(settings, reference=dataset.uri)
+            settings = settings.like(open_release(store, pointer))
         requests = requests_of(log)
         renderer, base = _renderer(settings)
         scrubbed = scrub_day(log, requests, settings, renderer, out / "scrubbed.parquet")

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from tuneline.artifacts.request_log import Reason
 from tuneline.data.conversations.turn_checks import TEMPLATE_MARKERS, check_turns
 from tuneline.data.tables.rows import Message, Row, StandIn, schema_of
+from tuneline.models.tool_turns import TOOL_MARKERS
 
 Refusal = tuple[Reason, str | None]
 
@@ -66,7 +67,7 @@ def refusal(row: Mapping[str, Any]) -> Refusal | None:
         return _FINISHES[finish], finish
     if not (row["answer"] or "").strip():
         return Reason.EMPTY_ANSWER, None
-    fault = check_turns(conversation(row), TEMPLATE_MARKERS)
+    fault = check_turns(conversation(row), (*TEMPLATE_MARKERS, *TOOL_MARKERS))
     # The text after the code quotes the turn.
     return (Reason.MALFORMED, fault.partition(":")[0]) if fault else None
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from tuneline.artifacts.artifact import Artifact
+from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.releases import Release
 from tuneline.artifacts.request_log import folder_name
 from tuneline.config import (
@@ -24,9 +25,11 @@ from tuneline.config import (
     parse_yaml,
     read_yaml,
 )
+from tuneline.config.data import AUTO
 from tuneline.config.pipeline import explain
 from tuneline.errors import UserError
 from tuneline.evidence import FileRef
+from tuneline.run import label_field_of
 from tuneline.store import Store, open_store
 
 # The settings need a dataset; this one is never opened.
@@ -47,6 +50,17 @@ class CurationSettings:
     reference: str | None = None
     sample_rate: float | None = None  # None takes the quotas of `curation`
     ledger: str | None = None  # knows how many requests there were; a URL may hold a password
+
+    def like(self, release: Release) -> CurationSettings:
+        """Return them with the released dataset as reference, and the class that was found in it.
+
+        UserError if the dataset is gone.
+        """
+        data = self.data
+        if data.label_field == AUTO:
+            found = label_field_of(release.evidence("schema_validation"))
+            data = data.model_copy(update={"label_field": found})
+        return replace(self, data=data, reference=compared_with(release, DATASET).uri)
 
     def document(self) -> dict[str, Any]:
         """Return the settings for the evidence."""

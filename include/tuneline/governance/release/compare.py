@@ -82,7 +82,7 @@ def _sections(release: Release) -> dict[str, Values]:
         "adapter": flat({name: manifest.hyperparameters.get(name) for name in ("lora", "plan")}),
         "policy": flat(manifest.policy.model_dump(mode="json") if manifest.policy else {}),
         "code": manifest.code,
-        "engine": flat(manifest.engine or {}),
+        "engine": flat({**(manifest.engine or {}), "defaults": manifest.defaults}),
         "packages": _packages(manifest),
         "verdicts": {item: entry.verdict for item, entry in manifest.evidence.items()},
         "metrics": _metrics(release),

@@ -59,6 +59,7 @@ BASIS: dict[str, Basis] = {
     "hyperparameters.lora": "checked",
     "hyperparameters.plan": "checked",
     "engine": "checked",
+    "defaults": "declared",
     "evidence": "checked",
     "evidence.*.because": "declared",
     "environments": "declared",

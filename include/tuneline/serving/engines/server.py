@@ -16,6 +16,7 @@ from tuneline.artifacts.deployment import EngineIdentity
 from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.machine.child_environment import child_environment
 from tuneline.machine.cores import available_cores, configured_threads
+from tuneline.models.chat_templates import request_defaults
 from tuneline.serving.client import EngineClient, Messages
 from tuneline.serving.engines import probe as engine_probe
 from tuneline.serving.processes import DetachedProcess, ServerProcess, last_line
@@ -139,12 +140,14 @@ class Counters:
         completion_tokens: tokens that were generated.
         steps: decoding steps; 0 if the engine does not count them.
         step_requests: requests in a decoding step, summed over the steps.
+        open_requests: requests that run or wait now; 0 if the engine does not say.
     """
 
     prompt_tokens: int
     completion_tokens: int
     steps: float = 0.0
     step_requests: float = 0.0
+    open_requests: int = 0
 
     def batch_since(self, earlier: Counters) -> float:
         """Return the mean number of requests in a decoding step since an earlier reading."""
@@ -157,10 +160,12 @@ class EngineServer(ServerProcess, ABC):
 
     Attributes:
         title: the engine's name in sentences.
+        tool_fields: more fields of requests that declare tools.
         base_url: `http://host:port`; empty before it listens.
     """
 
     title: ClassVar[str]
+    tool_fields: ClassVar[Mapping[str, Any]] = {}
     base_url: str = ""
 
     def __init__(self, request: ServeRequest, command: Sequence[str], **environment: str) -> None:
@@ -198,8 +203,14 @@ class EngineServer(ServerProcess, ABC):
         """
         self.base_url = self.base_url or self.find_url() or ""
         name = None if base else self.request.answers_with
-        fields = {} if name is None else self.with_adapter(name)
-        return EngineClient(self.url, model=self.alias, timeout=timeout, fields=fields)
+        return EngineClient(
+            self.url,
+            model=self.alias,
+            timeout=timeout,
+            fields={} if name is None else self.with_adapter(name),
+            chat_fields=request_defaults(self.request.model),
+            tool_fields=self.tool_fields,
+        )
 
     def upstream(self, name: str, **settings: Any) -> dict[str, Any]:
         """Return the entry of this server among the upstreams of a gateway."""

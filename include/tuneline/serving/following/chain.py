@@ -70,7 +70,10 @@ def served_chain(
     times = fallback.model_dump(include={"answer_timeout_s", "first_token_timeout_s"})
     upstreams = [{**times, **engine} for engine in engines]
     if fallback.larger is not None:
-        upstreams.append({**times, **_larger(name, fallback, fallback.larger)})
+        # It does the same task, which the system turn states; what it was not measured with stays
+        # the client's.
+        task = {"system": engines[0].get("system")}
+        upstreams.append({**times, **_larger(name, fallback, fallback.larger), **task})
     chain = [*(str(upstream["name"]) for upstream in upstreams), *behind]
     model: dict[str, Any] = {"id": name, "chain": chain, "budget_s": fallback.budget_s}
     limits = settings.limits

@@ -265,6 +265,8 @@ def upstream_of(release: Release, place: int, base_url: str) -> dict[str, Any]:
         "model": release.name,
         "version": release.version,
         "weights_sha256": weights_sha256(release),
+        "defaults": release.manifest.defaults,
+        "system": release.manifest.dataset.get("system"),
     }
     if release.manifest.engine:
         entry["context_tokens"] = _sizes_of(release).context_tokens

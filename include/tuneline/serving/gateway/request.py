@@ -8,7 +8,7 @@ where its configuration names them: engines have some that choose a server, a ca
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
@@ -26,6 +26,7 @@ _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 # What a value takes in memory besides its text: the object, and its place in another one.
 _BYTES_PER_VALUE = 100
 _SHOWN_NAME = 64
+_SYSTEM_ROLES = ("system", "developer")
 
 # Not `str`: JSON can state lone surrogates, which engines send when they cut a character.
 Text = InstanceOf[str]
@@ -364,12 +365,36 @@ def _check_shape(body: Any, max_depth: int, max_values: int) -> None:
     raise ApiError(400, f"The request body is nested deeper than {max_depth} levels.")
 
 
+def as_measured(request: ApiRequest, upstream: UpstreamConfig) -> ApiRequest:
+    """Return the request that an upstream is asked, with what it was measured with.
+
+    Fields that only others of the chain take are left out. What the request names stays.
+    """
+    foreign = request.more_fields.difference(upstream.fields)
+    body = {name: value for name, value in request.body.items() if name not in foreign}
+    chat = request.api is CHAT
+    added = {
+        name: value
+        for name, value in upstream.defaults.items()
+        if body.get(name) is None and (chat or name in request.api.body.model_fields)
+    }
+    if request.choices > len(request.prompts):
+        # Several answers to one prompt are drawn; there is only one likeliest.
+        added.pop("temperature", None)
+    more = len(dump_json(added)) if added else 0
+    turns = body["messages"] if chat else []
+    if chat and upstream.system and all(turn["role"] not in _SYSTEM_ROLES for turn in turns):
+        head = {"role": "system", "content": upstream.system}
+        added["messages"] = [head, *turns]
+        more += len(dump_json(head))
+    return replace(
+        request, body=body | added, size=request.size + more, memory=request.memory + more
+    )
+
+
 def upstream_body(request: ApiRequest, upstream: UpstreamConfig, *, judged: bool) -> bytes:
-    """Return the request as an upstream gets it, with log-probabilities if it will be judged."""
+    """Return the body of a request `as_measured`, with log-probabilities if it will be judged."""
     body = {**request.body, **upstream.extra_body, "model": upstream.model}
-    for name in request.more_fields.difference(upstream.fields, upstream.extra_body):
-        # Another upstream of the chain takes it.
-        del body[name]
     body |= adapter_fields(upstream.adapter)
     if request.stream:
         body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}

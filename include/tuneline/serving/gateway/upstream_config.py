@@ -185,6 +185,12 @@ class UpstreamConfig(Section):
     warmup_system: str | None = Field(None, min_length=1)
     """System turn that most of its prompts begin with. The warm-up and the pings carry it, so that
     the engine's prefix cache holds it when a user asks."""
+    system: str | None = Field(None, min_length=1)
+    """System turn of a conversation that has none. The follower writes that of a release all of
+    whose rows share one."""
+    defaults: Annotated[dict[str, Any], AfterValidator(_no_request_fields)] = Field({})
+    """Fields of a request that does not name them, such as `temperature: 0`. The follower writes
+    those that a release was measured with."""
     breaker: BreakerConfig = BreakerConfig()
     """When it is left alone because it keeps failing."""
     extra_body: Annotated[dict[str, Any], AfterValidator(_no_request_fields)] = Field({})

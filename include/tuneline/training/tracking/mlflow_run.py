@@ -81,15 +81,15 @@ def _open(
         run_id = _create(client, experiment, description)
     else:
         client.update_run(run_id, status="RUNNING")
-    server = not place.uri.startswith(("sqlite:", "file:"))
+    # A database of any kind shows nothing by itself.
     tracked = TrackedRun(
         "mlflow",
-        "online" if server else "offline",
+        "online" if place.pages else "offline",
         run_id,
         f"{place.pages.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
         if place.pages
         else None,
-        reason="" if server else "no server runs; `make up` starts the one that shows this run",
+        reason="" if place.pages else "no page shows it: `make up`, or set TUNELINE_TRACKING_URL",
         key=description.key,
     )
     return tracked, MlflowTracker(client, tracked, log, resumed=resumed)

@@ -1,7 +1,6 @@
 import pytest
 
-from tuneline.data.pii.find.custom import CustomRecognisers
-from tuneline.data.pii.find.detector import Detector
+from tuneline.data.pii.find.detector import CustomRecognisers, Detector
 from tuneline.data.pii.find.entities import Settings
 from tuneline.data.pii.find.texts import Shared
 from tuneline.errors import UserError

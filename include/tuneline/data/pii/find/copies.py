@@ -205,8 +205,8 @@ class _Values:
                 key = piece.said[first:last]
                 self.entities.setdefault(key, hit.entity)
                 self._pairs.update(pairwise(key))
-                if hit.entity not in _WHOLE:
-                    self._parts |= dict.fromkeys(key, hit.entity) | self._parts
+                for word in key if hit.entity not in _WHOLE else ():
+                    self._parts.setdefault(word, hit.entity)
                 if last - first == 1:
                     self._written.add(piece.text[hit.start : hit.end])
         # A number may be written in one word.

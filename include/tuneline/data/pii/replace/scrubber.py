@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneline.config import DataConfig
-from tuneline.config.data import RAMPART
+from tuneline.config.data import AUTO, RAMPART
 from tuneline.data.conversations.answers import map_texts
 from tuneline.data.conversations.languages import foreign_language, likeliest
 from tuneline.data.pii.find.detector import Detector
@@ -309,7 +309,8 @@ def settings_of(config: DataConfig, *, models: bool = True) -> Settings:
         labels=config.pii_ner_labels,
         recognizers=tuple(config.pii_recognizers),
         least_score=config.pii_recognizer_score,
-        label_field=config.label_field,
+        # Before the class is found, or a JSON field of that name would stay as it is.
+        label_field=None if config.label_field == AUTO else config.label_field,
         allow=frozenset(text.casefold() for text in config.pii_allow),
         actions=config.pii_actions,
     )

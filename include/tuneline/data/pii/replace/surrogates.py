@@ -112,8 +112,9 @@ class Surrogates:
             made = cased(_MAKERS[entity](self, draw, value), value)
             if made.casefold() != value.casefold() and not tokens(made, entity) & self.avoided:
                 words = _WORD.findall(made)
-                if len(words) == len(pieces):
-                    self.words = dict(zip(pieces, words, strict=True)) | self.words
+                pairs = zip(pieces, words, strict=True) if len(words) == len(pieces) else ()
+                for piece, word in pairs:
+                    self.words.setdefault(piece, word)
                 return made
         return f"[{entity}]"
 

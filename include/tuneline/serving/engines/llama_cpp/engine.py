@@ -39,6 +39,7 @@ _ERROR = re.compile(re.escape(launch.ERROR_PREFIX) + r"(.+)")
 _LOG_ERROR = re.compile(r"^[\d.]+ E (?:.*?: )?(.+)$", re.M)
 _PROMPT, _COMPLETION = "llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total"
 _STEPS, _PER_STEP = "llamacpp:n_decode_total", "llamacpp:n_busy_slots_per_decode"
+_RUNNING, _WAITING = "llamacpp:requests_processing", "llamacpp:requests_deferred"
 
 
 class LlamaCpp(Engine):
@@ -136,12 +137,15 @@ class LlamaServer(EngineServer):
         return match.group(1) if match else None
 
     def counters(self) -> Counters:
-        """Read the counters; llama.cpp leaves cached prompt tokens out by itself."""
+        """Read the counters; llama.cpp leaves cached prompt tokens out by itself.
+
+        It counts the tokens of an answer when the answer ends or is cancelled, all at once.
+        """
         metrics = self.metrics()
         steps = metrics[_STEPS]
-        return Counters(
-            int(metrics[_PROMPT]), int(metrics[_COMPLETION]), steps, steps * metrics[_PER_STEP]
-        )
+        prompt, completion = int(metrics[_PROMPT]), int(metrics[_COMPLETION])
+        under_way = int(metrics[_RUNNING] + metrics[_WAITING])
+        return Counters(prompt, completion, steps, steps * metrics[_PER_STEP], under_way)
 
     def adapter_key(self, name: str) -> int:
         """Return the place of an adapter among those that were loaded."""

@@ -3,10 +3,10 @@
 The measures are the perplexity of both files and the KL divergence from the reference to the
 quantised one, token by token over the whole vocabulary, as `llama-perplexity --kl-divergence`
 computes it (llama.cpp, tools/perplexity). A child process evaluates the bytes that ship. The
-losses of one file alone are for a comparison with another engine: whole answers to one question
-share its prompt, which is evaluated once, and several questions share a batch, since a batch of a
-few tokens takes nearly as long as one of many. A sequence that shares nothing is evaluated alone:
-in company it would be rounded otherwise, which a comparison with another engine would see.
+losses of one file alone are for a comparison with another engine: what several sequences begin with
+is evaluated once, and several questions share a batch, since a batch of a few tokens takes nearly
+as long as one of many. A sequence whose neighbours have other prompts is evaluated alone: in
+company it would be rounded otherwise, which a comparison with another engine would see.
 
     python -m tuneline.serving.engines.llama_cpp.scoring < request.json > result.json
 """
@@ -16,8 +16,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
@@ -27,31 +27,24 @@ import numpy as np
 from tuneline.errors import TunelineError, UserError
 from tuneline.machine.child_environment import child_environment
 from tuneline.machine.cores import default_threads
-from tuneline.serving.engines.divergence import (
-    Divergence,
-    Rows,
-    ScoredRow,
-    compare_logits,
-    log_softmax,
-    summary,
-)
+from tuneline.serving.engines.divergence import Divergence, Rows, ScoredRow, compare_logits, summary
 from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel, Token
 from tuneline.serving.processes import last_line
 
 # llama.cpp computes at most 512 tokens at once; more sequences than this make the mask costly.
-BATCH_TOKENS, BATCH_SEQUENCES = 512, 32
+BATCH_TOKENS, BATCH_SEQUENCES = 512, 64
 
 
 @dataclass
 class Batch:
     """Tokens to evaluate, and by a sequence's number the rows of logits and token ids to read."""
 
-    tokens: list[Token] = field(default_factory=list)
-    targets: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    tokens: list[Token]
+    targets: dict[int, list[tuple[int, int]]]
 
 
-# Neighbours with the same prompt, each with its number.
-_Group = list[tuple[int, ScoredRow]]
+# A sequence with its number among all.
+_Numbered = tuple[int, ScoredRow]
 
 
 def plan_batches(rows: Rows) -> list[Batch]:
@@ -59,87 +52,52 @@ def plan_batches(rows: Rows) -> list[Batch]:
 
     A batch is larger than `BATCH_TOKENS` only where it holds one sequence.
     """
-    alone: list[list[_Group]] = []
-    shared: list[list[_Group]] = [[]]
-    for group in _groups(rows):
-        if len(group) == 1:
-            alone.append([group])
-        elif _fits([*shared[-1], group]):
-            shared[-1].append(group)
-        else:
-            shared.append([group])
-    return [_batch(groups) for groups in (*alone, *shared) if groups]
-
-
-def _prompt(row: ScoredRow) -> list[int]:
-    """Return the tokens before the first one that counts."""
-    return row.ids[: row.places[0]]
-
-
-def _rest(row: ScoredRow) -> list[int]:
-    """Return the other tokens that something is predicted from."""
-    return row.ids[row.places[0] : row.places[-1]]
-
-
-def _groups(rows: Rows) -> Iterator[_Group]:
-    """Yield neighbours with the same prompt, as many as fit a batch."""
     counted = (one for one in enumerate(rows) if one[1].places)
-    for _, neighbours in groupby(counted, key=lambda one: _prompt(one[1])):
-        group: _Group = []
-        for one in neighbours:
-            if group and not _fits([[*group, one]]):
-                yield group
-                group = []
-            group.append(one)
-        yield group
+    groups: list[list[_Numbered]] = []
+    alone: list[_Numbered] = []
+    shared: list[_Numbered] = []
+    for _, some in groupby(counted, key=lambda one: one[1].ids[: one[1].places[0]]):
+        neighbours = list(some)
+        (shared if len(neighbours) > 1 else alone).extend(neighbours)
+    tokens, before = 0, list[int]()
+    # In the order of their tokens, each shares most with the one before it.
+    for one in sorted(shared, key=lambda one: one[1].ids):
+        asked = one[1].ids[: one[1].places[-1]]
+        pairs = zip(asked, before, strict=False)
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        tokens, before = tokens + len(asked) - common, asked
+        if not groups or tokens > BATCH_TOKENS or len(groups[-1]) == BATCH_SEQUENCES:
+            groups.append([])
+            tokens = len(asked)
+        groups[-1].append(one)
+    return [_batch(group) for group in [*([one] for one in alone), *groups]]
 
 
-def _fits(groups: Sequence[_Group]) -> bool:
-    """Return True if groups fit one batch, what all their prompts begin with counted once."""
-    common = _common(groups)
-    own = (len(_prompt(group[0][1])) - common for group in groups)
-    rests = (len(_rest(row)) for group in groups for _, row in group)
-    tokens = common + sum(own) + sum(rests)
-    return tokens <= BATCH_TOKENS and sum(map(len, groups)) <= BATCH_SEQUENCES
-
-
-def _common(groups: Sequence[_Group]) -> int:
-    """Return the number of tokens that all prompts begin with, such as a system turn."""
-    columns = zip(*(_prompt(group[0][1])[:-1] for group in groups), strict=False)
-    return sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, columns))
-
-
-def _batch(groups: Sequence[_Group]) -> Batch:
-    """Lay out what all prompts begin with, then each prompt and what follows it."""
-    batch, common = Batch(), _common(groups)
-    everything = tuple(range(sum(map(len, groups))))
-    start = _prompt(groups[0][0][1])[:common]
-    batch.tokens += [Token(token, at, everything, wanted=False) for at, token in enumerate(start)]
-    for group in groups:
-        _add(batch, group, common)
-    return batch
-
-
-def _add(batch: Batch, group: _Group, common: int) -> None:
-    """Add what a prompt does not share, and what follows it in each sequence of a group."""
-    rows = sum(token.wanted for token in batch.tokens)
-    places = tuple(range(len(batch.targets), len(batch.targets) + len(group)))
-    prompt = _prompt(group[0][1])
-    batch.tokens += [
-        Token(prompt[at], at, places, wanted=at == len(prompt) - 1)
-        for at in range(common, len(prompt))
+def _batch(group: Sequence[_Numbered]) -> Batch:
+    """Lay out sequences as a tree, in which what several begin with stands once."""
+    nodes: dict[tuple[int, int], int] = {}
+    paths: list[list[int]] = []
+    members: dict[int, list[int]] = {}
+    for place, (_, row) in enumerate(group):
+        node, path = -1, []
+        for token in row.ids[: row.places[-1]]:
+            node = nodes.setdefault((node, token), len(nodes))
+            members.setdefault(node, []).append(place)
+            path.append(node)
+        paths.append(path)
+    positions = {node: at for path in paths for at, node in enumerate(path)}
+    # What predicts a token that counts is the one before it.
+    wanted = sorted({paths[n][at - 1] for n, (_, row) in enumerate(group) for at in row.places})
+    logits = {node: number for number, node in enumerate(wanted)}
+    tokens = [
+        Token(token, positions[node], tuple(members[node]), wanted=node in logits)
+        for (_, token), node in nodes.items()
     ]
-    after_prompt, rows = rows, rows + 1
-    for place, (number, row) in zip(places, group, strict=True):
-        first, *others = row.places
-        targets = [(after_prompt, row.ids[first])]
-        wanted = {at - 1 for at in others}
-        for at, token in enumerate(_rest(row), first):
-            batch.tokens.append(Token(token, at, (place,), wanted=at in wanted))
-            if at in wanted:
-                targets.append((rows, row.ids[at + 1]))
-                rows += 1
-        batch.targets[number] = targets
+    targets = {
+        number: [(logits[path[at - 1]], row.ids[at]) for at in row.places]
+        for path, (number, row) in zip(paths, group, strict=True)
+    }
+    return Batch(tokens, targets)
 
 
 def perplexity_and_kl(
@@ -165,7 +123,7 @@ def sequence_losses(
 ) -> list[list[float]]:
     """Return the loss of a GGUF file on each token that counts, in nats, in a child process.
 
-    Neighbours that have all tokens before those in common are evaluated together, which saves work.
+    Neighbours with the same tokens before those are evaluated together, which saves work.
     """
     return list(_in_child("score", model, {"rows": rows}, threads, adapter)["losses"])
 
@@ -206,10 +164,13 @@ def _score(request: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     losses: list[list[float]] = [[] for _ in rows]
     with LlamaModel(LlamaLibrary(), Path(request["model"]), **options) as model:
         for batch in batches:
-            known = log_softmax(model.evaluate(batch.tokens))
+            logits = model.evaluate(batch.tokens)
+            most = logits.max(axis=1)
+            # Only the given tokens are read: the whole softmax would take a tenth of the time.
+            total = most + np.log(np.exp(logits - most[:, None]).sum(axis=1, dtype=np.float64))
             for number, targets in batch.targets.items():
                 at, ids = map(list, zip(*targets, strict=True))
-                losses[number] = (-known[at, ids]).tolist()
+                losses[number] = (total[at] - logits[at, ids]).tolist()
     return {"losses": losses}
 
 

@@ -13,8 +13,9 @@ from tuneline.artifacts.deployment import REFERENCE
 from tuneline.machine.cores import default_threads
 from tuneline.models.base_model import read_json
 from tuneline.models.cache import Log
+from tuneline.models.chat_templates import request_defaults
 from tuneline.models.tool_turns import request_fields
-from tuneline.serving.client import EngineClient, Messages
+from tuneline.serving.client import Messages
 from tuneline.serving.engines.divergence import Divergence, NumberFormat, Rows
 from tuneline.serving.engines.engine import Compatibility, Engine, ModelFacts, query_gpus
 from tuneline.serving.engines.server import Counters, EngineServer, ServeRequest
@@ -33,6 +34,7 @@ from tuneline.serving.processes import free_port
 _NOT_IN_FLOAT16 = ("gemma2", "gemma3")
 _PROMPT, _CACHED = "vllm:prompt_tokens_total", "vllm:prompt_tokens_cached_total"
 _COMPLETION, _STEPS = "vllm:generation_tokens_total", "vllm:iteration_tokens_total_count"
+_RUNNING, _WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
 
 
 class Vllm(Engine):
@@ -109,6 +111,8 @@ class VllmServer(EngineServer):
     poll_seconds = 0.2
     # vLLM's engine and its workers are processes of their own.
     own_group = True
+    # Started without a parser of calls, it takes declared tools only like this.
+    tool_fields: ClassVar[Mapping[str, Any]] = {"tool_choice": "none"}
 
     def __init__(self, request: ServeRequest) -> None:
         """Describe a server of a checkpoint with adapters in PEFT's folders."""
@@ -116,12 +120,6 @@ class VllmServer(EngineServer):
         threads, port = request.threads or default_threads(), request.port or free_port()
         request = replace(request, threads=threads, port=port)
         super().__init__(request, launch_command(request, "--stop-with-stdin"))
-
-    def client(self, *, timeout: float = 300.0, base: bool = False) -> EngineClient:
-        """Return a client; started without a parser of calls, vLLM takes tools only like this."""
-        client = super().client(timeout=timeout, base=base)
-        client.tool_fields = {"tool_choice": "none"}
-        return client
 
     def counters(self) -> Counters:
         """Read the counters; a request generates one token in each step that it is part of."""
@@ -132,11 +130,13 @@ class VllmServer(EngineServer):
             int(generated),
             metrics[_STEPS],
             generated,
+            int(metrics.get(_RUNNING, 0.0) + metrics.get(_WAITING, 0.0)),
         )
 
     def renders(self, messages: Messages, text: str, ids: Sequence[int]) -> bool:
         """Compare the token ids that the checkpoint's chat template gives."""
         body = {**request_fields(messages), "add_generation_prompt": True}
+        body |= request_defaults(self.request.model)
         return self._tokens(body) == list(ids)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:

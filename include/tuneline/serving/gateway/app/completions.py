@@ -21,6 +21,7 @@ from tuneline.serving.gateway.chain.chain import AllFailed, Chain
 from tuneline.serving.gateway.request import (
     Api,
     ApiError,
+    as_measured,
     check_content_type,
     error_body,
     parse_request,
@@ -119,15 +120,16 @@ class _Exchange:
         request = parse_request(
             self._api, raw, max_depth=limits.json_depth, max_values=limits.json_values
         )
-        self._hold(request.memory)
         chain = self._chain_of(request.model)
         if chain is None:
             raise unknown_model()
         refuse_more_fields(request, chain.fields)
+        asked = as_measured(request, chain.upstreams[0].config)
+        self._hold(asked.memory)
         # Logs, ledger and metrics know a model by its plain id, whichever version was asked for.
         self._model, self._stream = chain.config.id, request.stream
         self._chain = chain
-        call = Call(self._id, "request", self._key, self._model, request, trace=self._trace)
+        call = Call(self._id, "request", self._key, self._model, asked, request, trace=self._trace)
         return runtime.admission.admit(call)
 
     async def _await_ledger(self) -> None:

@@ -131,7 +131,7 @@ class _Answers:
 
     def _allowed(self, request: Request) -> dict[str, dict[str, object]]:
         grant = self._runtime.keys.grant_of(authenticate(self._runtime, request))
-        stated = ("version", "weights_sha256")
+        stated = ("version", "weights_sha256", "system", "defaults")
         return {
             asked: {"id": asked, **self._entry}
             | {name: getattr(chain.upstreams[0].config, name) for name in stated}

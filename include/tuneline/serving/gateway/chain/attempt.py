@@ -14,7 +14,7 @@ from tuneline.serving.gateway.chain.upstream import TokenCounter, Upstream
 from tuneline.serving.gateway.ledger.database import UsageRow
 from tuneline.serving.gateway.ledger.writer import Ledger
 from tuneline.serving.gateway.metrics import Metrics
-from tuneline.serving.gateway.request import CHAT, ApiRequest
+from tuneline.serving.gateway.request import CHAT, ApiRequest, as_measured
 from tuneline.serving.protocol import (
     Usage,
     choices_of,
@@ -81,6 +81,8 @@ class Call:
     """A request on its way through a chain.
 
     Attributes:
+        request: as the first upstream is asked.
+        came: as the client sent it; None for the gateway's own.
         arrived: Unix time of its admission.
     """
 
@@ -89,6 +91,7 @@ class Call:
     key: str
     model: str
     request: ApiRequest
+    came: ApiRequest | None = None
     arrived: float = field(default_factory=time.time)
     clock: float = field(default_factory=time.perf_counter)
     user: str = ""
@@ -100,6 +103,7 @@ class Attempt:
     """An attempt, filled while it runs and read once it has ended.
 
     Attributes:
+        request: as its upstream is asked.
         number: its place in the chain, from 1.
         trial: True if it is the one by which a half-open circuit is tried.
     """
@@ -111,6 +115,7 @@ class Attempt:
     fallback_reason: AttemptStatus | None = None
     trial: bool = False
     usage: Usage | None = None
+    request: ApiRequest = field(init=False)
     reports: UsageReports = field(init=False)
     texts: list[str] = field(default_factory=list)
     chunks: int = 0
@@ -125,9 +130,10 @@ class Attempt:
     clock: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        """Expect as many answers as the request asks for."""
-        request = self.call.request
-        self.reports = UsageReports(request.choices, len(request.prompts))
+        """Add what its upstream was measured with; expect as many answers as are asked for."""
+        came = self.call.came
+        self.request = as_measured(came, self.upstream.config) if came else self.call.request
+        self.reports = UsageReports(self.request.choices, len(self.request.prompts))
 
     def add_payload(self, payload: dict[str, Any], part: str) -> None:
         """Note a whole answer (`part` is `message`) or a chunk of one (`delta`)."""
@@ -135,7 +141,7 @@ class Attempt:
         if usage := reported_usage(payload):
             at_an_end = all(choice.get("finish_reason") for choice in choices)
             self.usage = self.reports.add(usage, at_an_end=at_an_end and part == "delta")
-            if part == "message" and self.call.request.choices > 1:
+            if part == "message" and self.request.choices > 1:
                 self.reports.of_one_choice = is_of_one_choice(payload)
         for choice in choices:
             if text := written_text(choice):
@@ -211,13 +217,13 @@ class Attempt:
         except Exception as error:  # a tokenizer's failure must not cost the row
             log.error("tokens of %s counted by bytes: %s", self.call.request_id, error)
             counted = self._counted(TokenCounter(None))
-        if self.usage is not None and len(self.call.request.prompts) == 1:
+        if self.usage is not None and len(self.request.prompts) == 1:
             # All choices have the same prompt, so its count is right.
             counted = replace(self.usage, completion_tokens=counted.completion_tokens)
         return counted, True
 
     def _counted(self, counter: TokenCounter) -> Usage:
-        request = self.call.request
+        request = self.request
         return Usage(
             prompt_tokens=counter.messages(request.messages)
             if request.api is CHAT

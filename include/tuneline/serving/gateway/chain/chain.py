@@ -56,7 +56,7 @@ class StreamReply(Reply):
         self._ready: list[bytes] = []
         self._finished = False
         # Each choice ends by itself; only the end of the last one is the stream's.
-        self._unfinished = attempt.call.request.choices
+        self._unfinished = attempt.request.choices
         self._fault: UpstreamFault | None = None
         config, now = attempt.upstream.config, asyncio.get_running_loop().time()
         self._bytes_left = config.max_answer_bytes
@@ -159,7 +159,7 @@ class StreamReply(Reply):
         if self.attempt.chunks > written:
             idle_s = self.attempt.upstream.config.idle_timeout_s
             self._deadline = asyncio.get_running_loop().time() + idle_s
-        if not choices and payload.get("usage") and not self.attempt.call.request.wants_usage:
+        if not choices and payload.get("usage") and not self.attempt.request.wants_usage:
             return
         self._ready.append(event(_without_logprobs(payload) if self._hide_logprobs else data))
 
@@ -340,7 +340,7 @@ class Chain:
         acceptance = Acceptance()
         if judged:
             limits = self.config.limits_of(upstream.name)
-            acceptance = Acceptance(limits, json_asked(walk.call.request.body))
+            acceptance = Acceptance(limits, json_asked(attempt.request.body))
         try:
             async with asyncio.timeout(left):
                 found = await walk.ask(attempt, acceptance)
@@ -393,7 +393,7 @@ class Chain:
         return AllFailed(last, _trail(walk.attempts), _skipped(walk), min(waits) if waits else None)
 
     async def _complete(self, attempt: Attempt, acceptance: Acceptance) -> WholeReply:
-        request = attempt.call.request
+        request = attempt.request
         upstream = attempt.upstream
         limits = acceptance.limits
         body = upstream_body(request, upstream.config, judged=limits is not None)
@@ -409,7 +409,7 @@ class Chain:
         return WholeReply(attempt, content, doubt)
 
     async def _open(self, attempt: Attempt, acceptance: Acceptance) -> StreamReply:
-        request = attempt.call.request
+        request = attempt.request
         upstream = attempt.upstream
         judged = acceptance.window > 0
         body = upstream_body(request, upstream.config, judged=judged)

@@ -105,7 +105,7 @@ class ProductionLog(BatchWriter[_Entry]):
         if not is_sampled(call.request_id, self._config.sample_rate):
             self._metrics.log_skipped.labels("sample").inc()
             return
-        size = call.request.memory
+        size = (attempt.request if attempt else call.request).memory
         if attempt is not None:
             size += sum(map(getsizeof, attempt.texts)) + _LOGPROB_BYTES * len(attempt.logprobs)
         waiting = self._bytes_taken - self._bytes_done
@@ -271,9 +271,10 @@ class UnscrubbedTexts(NamedTuple):
 
 def unscrubbed(call: Call, attempt: Attempt | None) -> UnscrubbedTexts:
     """Return the texts of a request, without images and the prompt's tool calls."""
+    asked = attempt.request if attempt else call.request
     turns = [
         {"role": message["role"], "content": "\n".join(message_texts(message))}
-        for message in call.request.messages
+        for message in asked.messages
     ]
     return UnscrubbedTexts(turns, "".join(attempt.texts) if attempt else None, call.request_id)
 

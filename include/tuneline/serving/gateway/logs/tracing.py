@@ -105,7 +105,7 @@ class RequestTrace:
             "tuneline.upstream": config.name,
             "tuneline.attempt": attempt.number,
         }
-        body = call.request.body
+        body = attempt.request.body
         attributes |= {_ASKED[name]: body[name] for name in _ASKED if body.get(name) is not None}
         if attempt.fallback_reason is not None:
             attributes["tuneline.fallback_reason"] = str(attempt.fallback_reason)
