@@ -14,7 +14,7 @@ BENCH := .venv-bench
 STACK := $(AIRFLOW)/python -m tuneline.stack
 AIRFLOW_CHART ?= .tuneline/charts/airflow-1.22.0.tgz
 
-.PHONY: help setup setup-vllm setup-spark demo demo-drift review up down status test test-fast test-long test-cluster test-helm test-matrix test-vllm test-celery test-spark test-air-gapped lint ratchet types format docs site pictures hooks bench python
+.PHONY: help setup setup-vllm setup-spark demo demo-drift review up down status land test test-fast test-long test-cluster test-helm test-matrix test-vllm test-celery test-spark test-air-gapped lint ratchet types format docs site pictures hooks bench python
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -60,6 +60,9 @@ down: ## stop everything that the stack started
 
 status: ## list the running services
 	@$(STACK) status
+
+land: python ## move main to this branch (or BRANCH=name) if the whole suite passes on it; STATUS=1: how far it is
+	@$(PYTHON) scripts/land.py $(if $(STATUS),--status) $(BRANCH)
 
 test: $(DEV)/bin/helm ## run all tests; T="path …" these alone
 	@$(PYTHON) scripts/run_tests.py all $(T)

@@ -19,6 +19,8 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
+from supervised import MARK
+
 _USED = ("pytest_timeout", "_hypothesis_pytestplugin", "schemathesis.pytest.plugin")
 # The Airflow environment has no schemathesis.
 PLUGINS = [name for name in _USED if find_spec(name.partition(".")[0])]
@@ -64,6 +66,7 @@ def _start(asked: dict[str, Any]) -> int:
     code = 3
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.environ[MARK] = asked["id"]
         log = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
+
+from supervised import supervised
 
 ROOT = Path(__file__).resolve().parents[1]
 DURATIONS = ROOT / "tests" / "durations.json"
@@ -266,12 +267,14 @@ def main() -> int:
         if not Path(path.split("::")[0]).exists():
             print(f"run_tests: there is no {path}", file=sys.stderr)
             return 2
-    try:
+    # One folder for all that tests make, and short, since sockets lie in it.
+    with tempfile.TemporaryDirectory(prefix="tuneline-") as folder:
+        # A server that runs as another user may look into its own folder here.
+        os.chmod(folder, 0o711)
+        os.environ["TMPDIR"] = folder
         if arguments.paths:
             return run_paths(arguments.which, arguments.paths)
-        return run_suite(arguments.which)
-    except KeyboardInterrupt:
-        return 130
+        return supervised(lambda: run_suite(arguments.which, Path(folder)))
 
 
 def run_paths(which: str, paths: list[str]) -> int:
@@ -308,7 +311,7 @@ def run_paths(which: str, paths: list[str]) -> int:
     return _summary(failed)
 
 
-def run_suite(which: str) -> int:
+def run_suite(which: str, folder: Path) -> int:
     """Run all tests of a mark, lint and types in lanes, and print what took longest.
 
     `fast` leaves out the files that DURATIONS names.
@@ -321,15 +324,15 @@ def run_suite(which: str) -> int:
         return _summary(missing)
     os.environ.update(ONE_THREAD)
     known = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
-    with tempfile.TemporaryDirectory(prefix="tuneline-tests-") as folder:
-        # What is slow to make and never changed is made once for all files.
-        os.environ["SHARED_TEST_MODELS"] = f"{folder}/shared"
-        Path(folder, "shared").mkdir()
-        entries = _entries(known)
-        if which == "fast":
-            entries = [entry for entry in entries if entry.name not in known]
-        suite = Suite(entries, MARKS[which], Path(folder))
-        suite.run()
+    # What is slow to make and never changed is made once for all files.
+    os.environ["SHARED_TEST_MODELS"] = f"{folder}/shared"
+    (folder / "shared").mkdir()
+    (folder / "logs").mkdir()
+    entries = _entries(known)
+    if which == "fast":
+        entries = [entry for entry in entries if entry.name not in known]
+    suite = Suite(entries, MARKS[which], folder / "logs")
+    suite.run()
     done = sorted(suite.done, key=lambda entry: -entry.took)
     if which == "all":
         # To become DURATIONS, which needs those alone that are not over in a moment.
@@ -400,6 +403,4 @@ def _summary(failed: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    # A job in the background of a shell would ignore Ctrl-C, and so would all that tests start.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -1,6 +1,7 @@
 """scripts/run_tests.py, over environments that are this one and a suite of a few small files."""
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ PROGRAMS = ("docker-compose", "kubectl", "initdb", "chromium", "sqlite3", "aws")
 def suite(tmp_path):
     """Write files of tests, then run the real scripts over them."""
     (tmp_path / "scripts").mkdir()
-    for name in ("run_tests.py", "forking_pytest.py"):
+    for name in ("run_tests.py", "supervised.py", "forking_pytest.py"):
         shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
     (tmp_path / "scripts" / "setup.py").write_text("import sys\nprint('setup', *sys.argv[1:])\n")
     (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\nmarkers = ['long:']\n")
@@ -77,6 +78,17 @@ def test_what_fails_or_does_not_run_is_named_and_stops_nothing(suite, text, said
     assert said in done.stdout
     assert "1 passed" in done.stdout
     assert done.stdout.endswith("=== summary\nFAILED: tests/test_d.py\n")
+
+
+def test_what_a_test_leaves_running_is_named_and_ended(suite):
+    sleep = "__import__('subprocess').Popen(['sleep', '4322'], start_new_session=True, env={PASSED})"
+    tests = {"test_a.py": sleep.format(PASSED="None"), "test_b.py": sleep.format(PASSED="{}")}
+    done = run(suite(tests), "all")
+    assert done.returncode == 1
+    assert "2 passed" in done.stdout
+    assert re.search(r"^tests/test_a.py: process \d+: sleep 4322", done.stderr, re.MULTILINE)
+    assert re.search(r"^unknown: process \d+: sleep 4322", done.stderr, re.MULTILINE)
+    assert "sleep 4322" not in call("ps", "-eo", "args").stdout.splitlines()
 
 
 def test_a_missing_program_is_a_failure(suite, monkeypatch):
