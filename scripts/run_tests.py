@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,8 @@ MARKS = {
     "celery": "celery",
     "spark": "spark",
 }
+# Seconds from which on a file has to begin early, or a core is idle at the end.
+LONG = 60
 # Tests with an environment that no others have.
 APART = {"vllm": "tests/vllm", "celery": "tests/stack/test_celery.py", "spark": "tests/spark"}
 # Several lanes share the cores, so that none may use them all.
@@ -270,11 +273,14 @@ def main() -> int:
     # One folder for all that tests make, and short, since sockets lie in it.
     with tempfile.TemporaryDirectory(prefix="tuneline-") as folder:
         # A server that runs as another user may look into its own folder here.
-        os.chmod(folder, 0o711)
+        os.chmod(folder, 0o711)  # noqa: S103 - it can't list it
         os.environ["TMPDIR"] = folder
         if arguments.paths:
             return run_paths(arguments.which, arguments.paths)
-        return supervised(lambda: run_suite(arguments.which, Path(folder)))
+        code = supervised(lambda: run_suite(arguments.which, Path(folder)))
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"=== {(used.ru_utime + used.ru_stime) / 60:.1f} CPU minutes")
+    return code
 
 
 def run_paths(which: str, paths: list[str]) -> int:
@@ -323,14 +329,15 @@ def run_suite(which: str, folder: Path) -> int:
     if missing := _missing(PROGRAMS):
         return _summary(missing)
     os.environ.update(ONE_THREAD)
-    known = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
+    kept = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
+    known = (json.loads(MEASURED.read_text()) if MEASURED.exists() else {}) | kept
     # What is slow to make and never changed is made once for all files.
     os.environ["SHARED_TEST_MODELS"] = f"{folder}/shared"
     (folder / "shared").mkdir()
     (folder / "logs").mkdir()
     entries = _entries(known)
     if which == "fast":
-        entries = [entry for entry in entries if entry.name not in known]
+        entries = [entry for entry in entries if entry.name not in kept]
     suite = Suite(entries, MARKS[which], folder / "logs")
     suite.run()
     done = sorted(suite.done, key=lambda entry: -entry.took)
@@ -341,6 +348,9 @@ def run_suite(which: str, folder: Path) -> int:
     print("=== the slowest")
     for entry in done[:20]:
         print(f"{entry.took:6.0f} s (cpu {entry.cpu:5.0f}) {entry.name}")
+    for entry in done:
+        if entry.took > LONG and entry.name not in known:
+            print(f"=== {entry.name} takes long and began late: tests/durations.json lacks it")
     counts = sum((entry.counts for entry in done), Counter())
     print(f"=== {', '.join(f'{n} {kind}' for kind, n in counts.items())}")
     return _summary([entry.name for entry in done if entry.code])

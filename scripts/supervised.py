@@ -25,7 +25,7 @@ def supervised(work: Callable[[], int]) -> int:
     """Run `work` in a fork, in a session of its own; return its exit code.
 
     An orphan becomes a child of this process (PR_SET_CHILD_SUBREAPER), whatever its session or its
-    environment, so none is missed. Processes that are left at the end are named on stderr and ended,
+    environment, so none is missed. Those that are left at the end are named on stderr and ended,
     and the exit code is 1. SIGINT and SIGTERM interrupt the work.
     """
     ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1)
@@ -78,7 +78,7 @@ def _work(work: Callable[[], int]) -> NoReturn:
 
 
 def _left_behind() -> list[str]:
-    """Wait for the descendants to end, a few seconds at most; return a line for each that did not."""
+    """Wait a few seconds for the descendants to end; return a line for each that did not."""
     deadline = time.monotonic() + _TO_LEAVE
     while (processes := _descendants()) and time.monotonic() < deadline:
         with contextlib.suppress(ChildProcessError):

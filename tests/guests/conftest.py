@@ -36,12 +36,13 @@ def bases(tmp_path_factory):
 
 
 @pytest.fixture
-def welcome(bases, tmp_path):
+def welcome(bases, tmp_path, monkeypatch):
     """Takes a guest through `data prepare`; returns it, and what became of its rows."""
+    # What leaks of the usual number of canaries is the subject of other tests.
+    monkeypatch.setattr("tuneline.data.pii.measure.leak_estimate.MOST_CANARIES", 20)
 
     def run(name, family="qwen2_5", seed=1, rows=None, **data):
         trial = guest(name, seed, rows, FAMILIES[family].end)
-        # What leaks of the usual number of canaries is the subject of other tests.
         trial = dataclasses.replace(trial, settings={**trial.settings, "pii_canaries": 20, **data})
         config = tmp_path / "settings.yaml"
         config.write_text(yaml.safe_dump(settings_of(trial)))

@@ -12,7 +12,7 @@ from benchmarks.faults.guests.guest import DATA_ITEMS, GOOD, TRAINING_ITEMS
 from benchmarks.faults.guests.outcome import read_outcome, torn_words
 from benchmarks.faults.guests.shapes import SHAPES, guest
 
-# So few rows that all shapes together take less than a minute; whole guests are `long`.
+# So few rows that a shape takes seconds; whole guests are `long`.
 FEW = {"intent": 160, "text_and_label": 120, "one_class": 120, "japanese": 90, "long_prompts": 60}
 
 
