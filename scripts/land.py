@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,8 @@ from supervised import INTERRUPTED, supervised
 
 # Ignored files of the worktree that are kept from one try to the next.
 KEPT = (".venv-*", ".tuneline", ".mypy_cache", ".ruff_cache")
+# Of the priorities, from -20 to 19, that leaves most of the machine to other work.
+LOW = 10
 _DONE = re.compile(r"^\[ *\d+ s\] (\d+/\d+) ", re.MULTILINE)
 _FAILED = re.compile(r"^(?:FAILED|ERROR)[ :].*|^.*: process \d+: .*", re.MULTILINE)
 
@@ -111,23 +114,29 @@ def check_out(commit: str, tree: Path) -> Path:
 
 def run_suite(tree: Path, log: Path) -> int:
     """Run .ci/run with low priority and its output in a log; return its exit code."""
-    os.nice(10)
-    # Linux weighs sessions against each other first, each by a number of its own.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text("10")
+    os.nice(LOW)
     # The variables of this make are not for the one in the worktree.
     environment = {
         name: v for name, v in os.environ.items() if not name.startswith(("MAKE", "MFL"))
     }
     with log.open("w") as output, log.open() as said:
-        command = ["bash", ".ci/run"]
-        process = subprocess.Popen(command, cwd=tree, env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            ["bash", ".ci/run"],
+            cwd=tree,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        # Linux weighs sessions against each other first, each by a number of its own.
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{process.pid}/autogroup").write_text(str(LOW))
         try:
             while process.poll() is None:
                 time.sleep(1)
                 print("".join(line for line in said if line[0] in "[="), end="", flush=True)
         except KeyboardInterrupt:
-            # It was interrupted as well, and stops what it started.
+            os.killpg(process.pid, signal.SIGINT)
             process.wait()
             raise
     return process.returncode

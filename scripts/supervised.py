@@ -22,7 +22,7 @@ _TO_END, _TO_LEAVE = 120, 5.0
 
 
 def supervised(work: Callable[[], int]) -> int:
-    """Run `work` in a fork, in a session of its own; return its exit code.
+    """Run `work` in a fork, in a process group of its own; return its exit code.
 
     An orphan becomes a child of this process (PR_SET_CHILD_SUBREAPER), whatever its session or its
     environment, so none is missed. Those that are left at the end are named on stderr and ended,
@@ -59,7 +59,7 @@ def supervised(work: Callable[[], int]) -> int:
 
 
 def _work(work: Callable[[], int]) -> NoReturn:
-    os.setsid()
+    os.setpgid(0, 0)
     # A job in the background of a shell would ignore it, and so would all that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code = 1
