@@ -17,7 +17,7 @@ EXTRAS = {
 
 
 # mypy runs without hatchling, which only builds need: the bases are `Any` to it.
-class Extras(MetadataHookInterface):  # type: ignore[misc]
+class Extras(MetadataHookInterface):
     """Extras whose packages the requirements files list; an image may hold one file alone."""
 
     def update(self, metadata: dict[str, Any]) -> None:
@@ -30,7 +30,7 @@ class Extras(MetadataHookInterface):  # type: ignore[misc]
         }
 
 
-class Commit(BuildHookInterface):  # type: ignore[misc]
+class Commit(BuildHookInterface):
     """The file COMMIT of the installed package, which lineage reads; a checkout has its history."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

@@ -332,6 +332,8 @@ def install(env: Environment) -> None:
     began = time.monotonic()
     wanted = [part for name in env.requirements for part in ("-r", str(ROOT / name))]
     pip = [str(env.python), "-m", "pip", "install", "--progress-bar", "off", "--no-input"]
+    # Most modules are never imported; Python compiles the others when they first are.
+    pip.append("--no-compile")
     wanted += [str(ROOT / folder) for folder in env.local]
     constraints = ["-c", str(ROOT / env.constraints)]
     logged([*pip, *wanted, *constraints], env)

@@ -68,6 +68,7 @@ def test_made_conversations_are_the_same_for_a_seed():
     assert len({row[1]["content"] for row in make_conversations(50)}) > 45
 
 
+@pytest.mark.long
 def test_every_step_of_the_data_phase_has_its_speed(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "BASE_MODEL", str(make_base(tmp_path / "base")))
     monkeypatch.setattr(data, "SETTINGS", {**data.SETTINGS, "max_tokens": 2048})
@@ -156,6 +157,7 @@ def test_a_failed_request_or_a_start_that_was_not_warm_is_no_measurement():
 
 
 @pytest.mark.model
+@pytest.mark.long
 def test_real_servers_start_cold_and_warm(tmp_path):
     report = coldstart.run(Options(tmp_path, lambda _: None, runs=1))
     assert 0 < report.value(coldstart.WARMED, "first_ttft") < 10

@@ -259,7 +259,10 @@ esac
 
 
 @pytest.mark.stack
-@pytest.mark.parametrize("critical", ["measures", "fails", "breaks"])
+@pytest.mark.parametrize(
+    "critical",
+    ["fails", *(pytest.param(how, marks=pytest.mark.long) for how in ("measures", "breaks"))],
+)
 def test_airflow_goes_on_after_what_is_not_critical(tmp_path, critical):
     tools = tmp_path / "image"
     tools.mkdir()

@@ -37,7 +37,7 @@ def pods(tmp_path):
 
 
 @pytest.mark.stack
-@pytest.mark.parametrize("ranks", [[8, 16], []])
+@pytest.mark.parametrize("ranks", [[8, 16], pytest.param([], marks=pytest.mark.long)])
 def test_each_rank_asked_for_has_a_pod_and_what_follows_goes_on(pods, tmp_path, ranks):
     """With a sweep three pods answer the hold-out, and people are asked about 12 rows in two forms.
 

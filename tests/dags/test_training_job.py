@@ -228,6 +228,7 @@ def losses(run_uri: str) -> list[float]:
 
 
 @pytest.mark.stack
+@pytest.mark.long
 def test_two_pods_train_like_one_process(api: Api, tmp_path: Path) -> None:
     one, two = planned(tmp_path, 1, 2, epochs=2, evaluations=3)
     ml("-m", "tuneline.cli", "run", "train", "--run", one)
@@ -241,6 +242,7 @@ def test_two_pods_train_like_one_process(api: Api, tmp_path: Path) -> None:
 
 
 @pytest.mark.stack
+@pytest.mark.long
 def test_a_killed_pod_fails_the_job_and_the_retry_resumes(
     api: Api, server: Server, tmp_path: Path
 ) -> None:

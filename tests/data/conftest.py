@@ -1,13 +1,8 @@
 """Fixtures of the data phase: a base model, runs over small datasets, one over the sample."""
 
-import json
-
 import pytest
-from benchmarks.workloads.support_chat import PLANTED
 from tests.lab.data_runs import DataLab, make_base
 from tests.lab.wheels import link_usual_wheel
-
-from tuneline.data.sample import SUPPORT
 
 
 @pytest.fixture(scope="session")
@@ -36,20 +31,3 @@ def data_lab(tmp_path, base_dir):
         return DataLab(root, base_dir, rows, **data)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def sample_lab(tmp_path_factory, base_dir):
-    """The whole data phase over the sample, names included, and what was planted in it."""
-    lab = DataLab(
-        tmp_path_factory.mktemp("sample"),
-        base_dir,
-        SUPPORT.read_bytes().splitlines(),
-        pii_profile=["gdpr"],
-        pii_ner=True,
-        max_tokens=1024,
-    )
-    lab.upto("distribution_balancing")
-    lab.step("final_audit")
-    lab.planted = json.loads(PLANTED.read_bytes())["planted"]
-    return lab

@@ -370,29 +370,6 @@ def test_the_summary_names_the_limits_of_a_small_dataset(data_lab):
     assert lab.gate(ITEM).agrees
 
 
-def test_in_the_sample_duplicates_and_conflicts_go_and_hardly_another_row(sample_lab):
-    of_kind = {
-        kind: {f["line"]: f["detail"]["of"] for f in sample_lab.planted if f["kind"] == kind}
-        for kind in ("exact_duplicate", "near_duplicate", "label_conflict")
-    }
-    gone = {r["source_line"]: code(r) for r in sample_lab.rejected(ITEM)}
-    for line, original in of_kind["exact_duplicate"].items():
-        assert (line in gone) != (original in gone), line
-    # What was scrubbed in one of two rows may stand in the other, or make both rows of a template.
-    near = of_kind["near_duplicate"]
-    single = sum((line in gone) != (original in gone) for line, original in near.items())
-    assert single >= 0.7 * len(near)
-    conflicts = of_kind["label_conflict"]
-    assert {*conflicts, *conflicts.values()} == {
-        line for line, why in gone.items() if why == "label_conflict"
-    }
-    planted = {n for kind in of_kind.values() for pair in kind.items() for n in pair}
-    # The others differ from more than `template_repeats` rows in the number of an order alone.
-    assert len(gone.keys() - planted) <= 15
-    assert sample_lab.run.find_evidence(ITEM).verdict == "pass"
-    assert sample_lab.gate(ITEM).verdict == "pass"
-
-
 BEFORE = "Classify this message of a customer of the bank: "
 AFTER = "\n\nAnswer with one word of the list above."
 TEXTS = [

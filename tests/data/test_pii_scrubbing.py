@@ -111,29 +111,6 @@ def test_people_get_one_surrogate_everywhere(named):
     assert json.loads(reply)["reply"] == f"Dear {full.split()[0]}, we wrote to {full}."
 
 
-def test_in_the_sample_every_planted_value_is_gone_and_nothing_else_changed(sample_lab):
-    planted = {f["line"]: f["detail"]["entities"] for f in sample_lab.planted if f["kind"] == "pii"}
-    before = {
-        r["source_line"]: r
-        for r in sample_lab.table("schema_validation", "quarantine/rows.parquet")
-    }
-    after = {r["source_line"]: r for r in sample_lab.table(ITEM, "rows.parquet")}
-    for line, entities in planted.items():
-        shown = json.dumps(after[line]["messages"], ensure_ascii=False).casefold()
-        said = {turn["role"]: turn["content"] for turn in before[line]["messages"]}
-        for entity in entities:
-            assert all(entity["text"] in said[role] for role in entity["turns"])
-            assert entity["text"].casefold() not in shown
-    kinds = Counter(entity["type"] for entities in planted.values() for entity in entities)
-    assert len(kinds) == 10
-    assert min(kinds.values()) >= 3
-    pairs = {line: (before[line]["messages"], row["messages"]) for line, row in after.items()}
-    assert set(planted) <= {line for line, (old, new) in pairs.items() if old != new}
-    assert changed_words([pair for line, pair in pairs.items() if line not in planted]) < 0.005
-    assert sample_lab.run.find_evidence(ITEM).verdict == "pass"
-    assert sample_lab.gate(ITEM).verdict == "pass"
-
-
 def test_masks_are_typed_and_rows_can_be_refused(data_lab):
     rows = clean_rows(30)
     rows[3] = {"messages": chat(f"{text(3)} anna@mail.com", answer("login", "Mail anna@mail.com"))}

@@ -172,12 +172,6 @@ def test_no_rows_is_said(data_lab):
         lab.step("pii_scrubbing")
 
 
-def test_the_sample_all_over_long_rows_and_no_other(data_lab, sample_lab):
-    planted = {f["line"] for f in sample_lab.planted if f["kind"] == "over_long"}
-    assert {r["source_line"] for r in sample_lab.rejected(ITEM)} == planted
-    assert sample_lab.gate(ITEM).verdict == "pass"
-
-
 def test_rows_that_changed_since_they_were_counted_are_counted_again(data_lab, renderer):
     asked = "Write to jonathan.featherstone@mail.example.org please"
     rows = [*clean_rows(60), {"messages": chat(asked, answer("login", "We will."))}]

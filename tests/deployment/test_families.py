@@ -10,7 +10,7 @@ from tuneline.models import load_tokenizer
 from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary
 
 # In the default suite; the others are left to the long tests.
-USUAL = ("gemma 3", "phi-3")
+USUAL = ("gemma 3",)
 CASES = [name if name in USUAL else pytest.param(name, marks=pytest.mark.long) for name in FAMILIES]
 SETTINGS = {
     "training": {"max_steps": 20},

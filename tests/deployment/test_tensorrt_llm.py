@@ -191,6 +191,7 @@ def test_what_is_built_is_what_is_served_later(trtllm_lab, trtllm_image):
         lab.execute("determinism")
 
 
+@pytest.mark.long
 def test_a_norm_that_the_converter_reads_wrongly_is_seen(trtllm_lab, monkeypatch):
     """It is 2 % off: every answer stays the same."""
     monkeypatch.setenv("TRTLLM_LAB_NORM", "1.02")

@@ -95,6 +95,9 @@ def test_every_verdict_is_the_expected_one_for_the_expected_reason(released, tas
     if rows["cost_tracking"].verdict == "warn":
         # The tiny model may have answered before a request could be cut off.
         expected["cost_tracking"] = ("warn", "_cut_off is 0, must be >= 1")
+    if rows["engine_optimization"].verdict == "warn":
+        # Where others use the cores, several requests at once gain nothing.
+        expected["engine_optimization"] = ("warn", "batching_speedup is")
     if rows["drift_detection"].verdict == "inconclusive":
         # Small nights show large changes alone.
         expected["drift_detection"] = ("inconclusive", "_share_called is")

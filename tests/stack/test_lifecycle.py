@@ -123,6 +123,7 @@ def test_up_leaves_a_running_stack_alone_and_down_ends_it(commands):
 
 
 @pytest.mark.stack
+@pytest.mark.long
 def test_interrupting_a_demo_stops_only_what_it_started(running, client, data):
     before = processes(running)
     demo = running.begin("demo", "--data", str(data))
@@ -146,6 +147,7 @@ def test_interrupting_a_demo_that_started_the_stack_stops_the_stack(commands, da
 
 
 @pytest.mark.stack
+@pytest.mark.long
 def test_a_restarted_scheduler_is_waited_for_and_the_rest_is_left_alone(running):
     before = processes(running)
     scheduler = psutil.Process(before["scheduler"])
@@ -161,6 +163,7 @@ def test_a_restarted_scheduler_is_waited_for_and_the_rest_is_left_alone(running)
 
 # It comes last, as it ends the stack that the two before it share.
 @pytest.mark.stack
+@pytest.mark.long
 def test_a_run_that_a_crash_left_behind_does_not_hold_up_the_next(running, client, data):
     assert running.run("up").returncode == 0
     run = DagRun(client, "lost")

@@ -286,6 +286,7 @@ class ShiftedMask(LabelledTokenTrainer):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
+@pytest.mark.long
 def test_a_head_of_262144_tokens_sums_as_well_as_a_small_one(compared):
     found = compared(LabelledTokenTrainer, wide=True)
     # Plain PyTorch loses digits where its products have few rows.

@@ -239,7 +239,7 @@ def _batch(given: pa.BinaryScalar) -> pa.RecordBatch:
 def _pickled(make: Callable[[], Kernel]) -> bytes:
     from pyspark.cloudpickle import Pickler
 
-    class WithFolders(Pickler):  # type: ignore[misc]  # PySpark states no types of it
+    class WithFolders(Pickler):
         """A folder that a kernel names travels with it."""
 
         def reducer_override(self, given: Any) -> Any:

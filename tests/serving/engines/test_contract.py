@@ -59,7 +59,9 @@ def spoil(checkpoint, target):
     return copy
 
 
-@pytest.fixture(scope="module", params=["llama_cpp", "tensorrt_llm"])
+@pytest.fixture(
+    scope="module", params=["llama_cpp", pytest.param("tensorrt_llm", marks=pytest.mark.long)]
+)
 def case(request, tiny_dir, tmp_path_factory):
     from tuneline.gguf.export import export_gguf
 

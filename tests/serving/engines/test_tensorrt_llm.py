@@ -75,6 +75,7 @@ def test_the_parser_refuses_what_the_release_would():
             parse(wrong.split())
 
 
+@pytest.mark.long
 def test_the_release_would_take_our_serve_commands(tiny_dir, built):
     request = request_for(tiny_dir, 8, 2048, port=8081)
     parsed = parse(["trtllm-serve", *serve_arguments(request, "pytorch")])
@@ -174,6 +175,7 @@ def test_scaled_rotary_embeddings_keep_their_scaling():
         portable_config({"rope_parameters": layers})
 
 
+@pytest.mark.long
 def test_a_checkpoint_as_it_was_exported_would_give_another_model(
     build, tiny_dir, tmp_path, monkeypatch, built
 ):
@@ -291,6 +293,7 @@ def test_an_engine_is_refused_by_another_gpu_by_none_and_by_another_version(
         ENGINE.server(request_for(built))
 
 
+@pytest.mark.long
 def test_a_base_is_built_once_for_a_gpu(image, tiny_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path / "cache"))
     base = describe(str(tiny_dir), tiny_dir, hash_tree(tiny_dir))

@@ -64,6 +64,7 @@ def statuses(users):
     return {one.status for answers in users.values() for one in answers}
 
 
+@pytest.mark.long
 def test_an_equal_release_is_promoted(site):
     # Just above one of the bounds that seconds are counted by, and 0.17 s below the next: what else
     # the machine does makes few answers slow.
@@ -85,7 +86,10 @@ def test_an_equal_release_is_promoted(site):
     assert verify(site.store.uri_of("models/a/2/manifest.json")) == []
 
 
-@pytest.mark.parametrize(("behaviour", "why"), [("error", "fallbacks"), (0.4, "slow answers")])
+@pytest.mark.parametrize(
+    ("behaviour", "why"),
+    [("error", "fallbacks"), pytest.param(0.4, "slow answers", marks=pytest.mark.long)],
+)
 def test_a_worse_release_is_withdrawn_and_nobody_gets_an_error(site, behaviour, why):
     fake_engine.behave(site.engines, **{"1": 0.01, "2": 0.01})
     site.release("2")
@@ -112,6 +116,7 @@ def state(site):
     return json.loads((site.folder / "state" / "canaries.json").read_text())["a"]
 
 
+@pytest.mark.long
 def test_a_new_follower_goes_on_where_the_one_before_was(site):
     """Killed in the middle: the share of the keys stays, and so does all that was seen."""
     # Slow, so that nothing is decided while the follower starts again.

@@ -174,7 +174,11 @@ FORMS = {
 MODELS = {"llama_cpp": "tiny_gguf", "vllm": "tiny_dir", "tensorrt_llm": "built"}
 
 
-@pytest.fixture(params=FORMS)
+@pytest.fixture(
+    params=[
+        pytest.param(form, marks=() if "llama_cpp" in form else pytest.mark.long) for form in FORMS
+    ]
+)
 def shipped(request, site, tmp_path, monkeypatch):
     """A function that releases a version in a form, and the hash of its weights.
 
@@ -280,7 +284,9 @@ def command(site, *words):
     ("behaviour", "options", "why"),
     [
         ("exit", (), "it ended: tuneline: a@2 can't be loaded: out of memory"),
-        ("silent", ("--start-seconds", "3"), "it is not ready in time"),
+        pytest.param(
+            *("silent", ("--start-seconds", "3"), "it is not ready in time"), marks=pytest.mark.long
+        ),
     ],
 )
 def test_a_release_that_does_not_start_is_left_and_reported(site, behaviour, options, why):

@@ -110,7 +110,7 @@ class LabelledTokenTrainer(SFTTrainer):
     """SFTTrainer whose loss and evaluation look at learned tokens only."""
 
     # `compute_loss` divides by the tokens of the whole step, so the trainer must not divide again.
-    loss_is_scaled_for_ga = True  # type: ignore[assignment]  # TRL's class says None only
+    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class LabelledTokenTrainer(SFTTrainer):
             f"{metric_key_prefix}_seconds": round(time.monotonic() - started, 3),
         }
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(
+        self.control: Any = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics

@@ -94,7 +94,7 @@ def _compress(model_dir: str, out: str, group: str, listed: str) -> None:
 
     if not torch.cuda.is_available():
         # llm-compressor pins the memory of calibration batches, which fails without a GPU.
-        torch.Tensor.pin_memory = lambda tensor, *_, **__: tensor  # type: ignore[method-assign]
+        torch.Tensor.pin_memory = lambda tensor, *_, **__: tensor
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     weights = QuantizationArgs(num_bits=4, type="int", strategy="group", group_size=int(group))
