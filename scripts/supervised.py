@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 # Name of the test file that started a process, in the environment of that process.
-MARK = "TUNELINE_TEST_FILE"
+MARK = "SUITE_TEST_FILE"
 INTERRUPTED = 130
 _SET_CHILD_SUBREAPER = 36  # prctl(2)
 # Seconds that an interrupted piece of work has to end, and a process that it left behind.
