@@ -17,6 +17,7 @@ from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import Row, read_dataset, stored_dataset, write_dataset
 from tuneline.errors import UserError
 from tuneline.models import load_tokenizer
+from tuneline.models.tool_turns import to_plain
 from tuneline.verdicts import status
 
 
@@ -53,6 +54,9 @@ def test_clean_rows_hold(lab):
     assert found.splits == {"train": 90, "validation": 12, "holdout": 18}
 
 
+TOOL = {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}
+
+
 @pytest.mark.parametrize(
     ("heads", "shared"),
     [
@@ -61,6 +65,8 @@ def test_clean_rows_hold(lab):
         (("Be kind.", "Be short."), None),
         # A row of the hold-out has none.
         (("Be kind.", None), None),
+        # What declares tools is no text for a server.
+        ((to_plain([{"role": "system", "content": "Be kind."}], [TOOL])[0]["content"],), None),
     ],
 )
 def test_a_system_turn_ships_if_every_row_begins_with_it(lab, heads, shared):

@@ -74,6 +74,7 @@ from tuneline.data.tables.rows import (
 from tuneline.errors import UserError
 from tuneline.evidence import Finding, Measurement, Record, breach_in, measure
 from tuneline.machine.workers import HERE, Engine, Kernel, as_batch, rows_in, worker_count
+from tuneline.models.tool_turns import declares_tools
 from tuneline.statistics import share_of
 
 if TYPE_CHECKING:
@@ -94,12 +95,15 @@ _AT_ONCE = 1 << 12
 
 
 def shared_system(rows: Iterable[Row]) -> str | None:
-    """Return the system turn that every row begins with, None if they differ or have none."""
+    """Return the system turn that every row begins with, None if they differ or have none.
+
+    None also where it declares tools, which a request has in a field.
+    """
     heads = (row.messages[0] for row in rows)
     first = next(heads, None)
     if first is None or first["role"] != "system" or any(head != first for head in heads):
         return None
-    return first["content"]
+    return None if declares_tools([first]) else first["content"]
 
 
 def dataset_version(rows: Sequence[Row], weights: Sequence[float]) -> str:
@@ -148,7 +152,7 @@ def measure_format(rows: Sequence[Row], renderer: Renderer, engine: Engine = HER
 
 def refuse_cutting(limit: int | None, needed: PromptFormat) -> None:
     """Refuse, before training, a limit that would cut expected answers; UserError."""
-    longest = needed.answer_tokens_max
+    longest = needed.answer_tokens_max or 0
     if limit is not None and limit < longest:
         raise UserError(
             f"evaluation.max_new_tokens {limit} would cut expected answers, the longest of which "
