@@ -62,13 +62,13 @@ class PromptFormat(BaseModel):
     base_model: str
     base_digest: str
     tokens_max: int
-    answer_tokens_max: int  # with the end of the answer
+    answer_tokens_max: int | None = None  # with the end of the answer; older audits did not count
     limit: int
 
     @property
     def answer_limit(self) -> int:
         """A limit of answers, in tokens, that only one without an end fills."""
-        return math.ceil(1.25 * self.answer_tokens_max) + 8
+        return math.ceil(1.25 * (self.answer_tokens_max or 0)) + 8
 
 
 class Reproduce(BaseModel):

@@ -26,10 +26,10 @@ def answer_limit(run: Run) -> int:
     """
     if (limit := run.config.evaluation.max_new_tokens) is not None:
         return limit
-    document = DATASET_VERSION.find(run)
-    if document is None or document.format is None:
+    needed = (document := DATASET_VERSION.find(run)) and document.format
+    if needed is None or needed.answer_tokens_max is None:
         raise UserError("final_audit did not count the tokens of answers; run it first")
-    return document.format.answer_limit
+    return needed.answer_limit
 
 
 def dataset_rows(ctx: StepContext) -> list[Row]:
