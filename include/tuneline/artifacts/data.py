@@ -62,7 +62,9 @@ class PromptFormat(BaseModel):
     base_model: str
     base_digest: str
     tokens_max: int
-    answer_tokens_max: int | None = None  # with the end of the answer; older audits did not count
+    # With the end of the answer, and of the prompts before them; None if the audit did not count.
+    answer_tokens_max: int | None = None
+    prompt_tokens_max: int | None = None
     limit: int
 
     @property

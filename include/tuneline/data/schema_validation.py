@@ -98,7 +98,7 @@ def take_rendering(outcomes: Iterable[Outcome]) -> None:
     """Reject the rows, of those that passed the other checks, without an exact mask."""
     for outcome in outcomes:
         if outcome.reason is None and outcome.parity is not None:
-            reason, equal, exact, tokens, _ = outcome.parity
+            reason, equal, exact, tokens, *_ = outcome.parity
             outcome.reason, outcome.tokens_equal = reason, equal
             outcome.mask_exact, outcome.n_tokens = exact, tokens
 
