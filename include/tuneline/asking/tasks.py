@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -281,7 +280,7 @@ def task_of(config: PipelineConfig, expected: Sequence[str], earlier: Sequence[s
     settings = config.evaluation
     if settings.metric == "scorer":
         command = tuple(settings.scorer or ())
-        return Task("scorer", command=command, why=f"evaluation.scorer is {shlex.join(command)}")
+        return Task("scorer", command=command, why=f"evaluation.scorer is {command[0]}")
     field, tolerance = config.data.label_field, settings.numeric_tolerance
     return choose_task(settings.metric, field, expected, tolerance, earlier)
 

@@ -592,7 +592,9 @@ for line in sys.stdin:
 def test_a_team_s_own_metric_judges_code_in_production(planted, judged, right, verdict):
     rows = made_rows(lambda n: f"def scale_{n}(x):\n    return [y * {n} for y in x if y > 0]")
     settings = {"metric": "scorer", "min_metric": 0.8}
-    bench = planted(rows, profile="production", evaluation={**settings, "scorer": ["score"]})
+    bench = planted(
+        rows, profile="production", evaluation={**settings, "scorer": ["score", "s3cret"]}
+    )
     script = bench.lab.root / "score.py"
     script.write_text(f"#!{sys.executable}{SCORER.format(judged)}")
     script.chmod(0o700)
