@@ -28,7 +28,7 @@ from tuneline.statistics import TAIL, RowLosses, paired, paired_counts, score_in
 
 LIMITS = Limits(drop=0.03, category=0.1, to_see=0.05)
 # The limits of the laptop's preset, and its questions.
-LAPTOP, ASKED = Limits(drop=0.1, category=0.1, to_see=0.15), 400
+LAPTOP, ASKED = Limits(drop=0.12, category=0.1, to_see=0.16), 400
 FIRST = 400
 LAST = Look(400, TAIL)
 
