@@ -234,6 +234,11 @@ def test_no_switch_defeats_a_critical_item_in_production_without_an_approval(
     assert approvals.critical_waivers(run)
 
 
+def test_the_shipped_policy_takes_a_metric_of_a_team_s_own():
+    own = {"evaluation": {"metric": "scorer", "scorer": ["score"]}}
+    assert read_policy().looser(made(IN_PRODUCTION, own)) == []
+
+
 LIMIT = {
     "item": "holdout_performance",
     "limit": "evaluation.min_gain",

@@ -96,13 +96,8 @@ def _sha256(content: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+# What schema_validation states: the field of the class, empty for no class.
 LABEL_FIELD = "label_field"
-
-
-def label_field_of(validated: Evidence | Record | None) -> str | None:
-    """Return the field of the class that schema_validation states, None for none."""
-    found = (m for m in validated.measurements if m.name == LABEL_FIELD) if validated else iter(())
-    return next((str(m.value) for m in found), None)
 
 
 # A step that has said nothing for longer is not known to run.
@@ -189,8 +184,11 @@ class Run:
         return cls.open(store.uri_of(prefix))
 
     @classmethod
-    def open(cls, uri: str) -> Run:
+    def open(cls, uri: str, step: str = "") -> Run:
         """Open a run by its URI.
+
+        Args:
+            step: the step that opens it; schema_validation finds the class anew.
 
         Raises:
             UserError: if there is no such run, or it was made for another contract version.
@@ -212,14 +210,16 @@ class Run:
             )
         valid = validate_config(current(config), f"{uri}/config.json")
         run = cls(store, prefix, valid, meta, hash_sections(config))
-        return run._with_class() if valid.data.label_field == AUTO else run
+        finds = step == "schema_validation" or valid.data.label_field != AUTO
+        return run if finds else run._with_class()
 
     def _with_class(self) -> Run:
-        """Return the run with the field of the class that schema_validation found, once it has."""
+        """Return the run with the field of the class, once schema_validation has stated one."""
         entry = self.find_entry("schema_validation")
-        if entry is None:
-            return self
-        data = self.config.data.model_copy(update={"label_field": label_field_of(entry)})
+        stated = [m.value for m in entry.measurements if m.name == LABEL_FIELD] if entry else []
+        if not stated:
+            return self  # a try that raised has stated nothing
+        data = self.config.data.model_copy(update={"label_field": stated[0] or None})
         return replace(self, config=self.config.model_copy(update={"data": data}))
 
     def observed_by(self, step: str) -> Run:

@@ -55,7 +55,7 @@ def execute(step: str, run_uri: str) -> Evidence | Record | None:
         RetryableError: if the surroundings failed.
     """
     name = get_step(step).module
-    run = Run.open(run_uri)
+    run = Run.open(run_uri, step)
     refuse_other_policy(run)
     with _context(run, step) as context:
         _refuse_other_code(context)

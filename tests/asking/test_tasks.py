@@ -10,6 +10,7 @@ from sklearn.metrics import f1_score
 from tuneline.asking.answer_values import (
     final_number,
     find_object,
+    is_code,
     same_number,
     structure_of,
     tool_calls,
@@ -131,6 +132,8 @@ def test_an_answer_is_found_in_prose_and_fences():
         ("10-4", 4),
         ("\u22122.5", -2.5),
         ("1.5e3", 1500),
+        ("7 + 3 = 10", 10),
+        ("It took 7 of 10 days.\n#### 3", 3),
         ("model v2", None),
         ("none", None),
         ("####", None),
@@ -138,6 +141,24 @@ def test_an_answer_is_found_in_prose_and_fences():
 )
 def test_the_final_number_is_found(text, number):
     assert final_number(text) == number
+    # A short answer of several numbers states none, whatever it ends in.
+    several = ("#### 5 apples, of 7", "from 3 to -4", "10-4")
+    assert same_number(text, str(number), 0.0) == (number is not None and text not in several)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("See https://example.com/a/b (it helps).", False),
+        ("Take the path by water (the long one), then turn left; it is steep.", False),
+        ("def scale(x):\n    return [y * 2 for y in x if y > 0]", True),
+        ("SELECT name FROM users WHERE age >= 18 AND lower(city) = 'oslo';", True),
+        ("Like this:\n```python\nprint(x[0])\n```\nIt prints the first entry of the list.", True),
+        ("a^2 + b^2 = c^2", True),
+    ],
+)
+def test_code_is_told_from_prose(text, code):
+    assert is_code(text) == code
 
 
 def test_structure_keeps_the_label_and_drops_prose():
@@ -328,6 +349,12 @@ def test_calls_and_texts_are_judged_apart():
         ("11:30", "12:30"),
         ("1.234,5", "1.244,5"),
         ("1.2.3", "2.2.3"),
+        ("He has 7 of 10 points.", "He has 3 of 10 points."),
+        ("He has 1,007 out of 2,010.", "He has 3 out of 2,010."),
+        ("7 of 10", "10"),
+        ("7 or 10", "10"),
+        ("1 1/2 cups", "2 1/2 cups"),
+        ("due on 2026-12-01", "due on 2025-03-01"),
     ],
 )
 def test_numbers_that_end_alike_are_not_the_same(first, second):

@@ -1,6 +1,7 @@
 import itertools
 import math
 import random
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import Row, read_dataset, stored_dataset, write_dataset
 from tuneline.errors import UserError
 from tuneline.models import load_tokenizer
+from tuneline.models.tool_turns import to_plain
 from tuneline.verdicts import status
 
 
@@ -53,6 +55,9 @@ def test_clean_rows_hold(lab):
     assert found.splits == {"train": 90, "validation": 12, "holdout": 18}
 
 
+TOOL = {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}
+
+
 @pytest.mark.parametrize(
     ("heads", "shared"),
     [
@@ -61,6 +66,8 @@ def test_clean_rows_hold(lab):
         (("Be kind.", "Be short."), None),
         # A row of the hold-out has none.
         (("Be kind.", None), None),
+        # What declares tools is no text for a server.
+        ((to_plain([{"role": "system", "content": "Be kind."}], [TOOL])[0]["content"],), None),
     ],
 )
 def test_a_system_turn_ships_if_every_row_begins_with_it(lab, heads, shared):
@@ -82,19 +89,28 @@ def test_a_limit_that_cuts_expected_answers_is_refused_before_training(lab):
     renderer = Renderer(load_tokenizer(Path(lab.run.config.base_model)), "tokenizer")
     ends = [sum(one.last_answer()) for one in renderer.render([r.messages for r in lab.found[0]])]
     assert longest == max(ends)
-    settings = lab.run.config.evaluation
+    settings = lab.run.config
     assert answer_limit(lab.run) == math.ceil(1.25 * longest) + 8
 
     def audit_with(limit):
-        changed = settings.model_copy(update={"max_new_tokens": limit})
-        vars(lab.run)["config"] = lab.run.config.model_copy(update={"evaluation": changed})
+        changed = settings.evaluation.model_copy(update={"max_new_tokens": limit})
+        vars(lab.run)["config"] = settings.model_copy(update={"evaluation": changed})
         return lab.audit()
 
     for limit in (longest, None):
         assert broken(audit_with(limit)) == set()
     with pytest.raises(UserError, match=rf"{longest} tokens: leave it out, or set"):
         audit_with(longest - 1)
-    vars(lab.run)["config"] = lab.run.config.model_copy(update={"evaluation": settings})
+    # Another engine refuses what the context has no room for; the limit stays within it.
+    prompt = DATASET_VERSION.find(lab.run).format.prompt_tokens_max
+    deployment = settings.deployment.model_copy(update={"engine": "vllm"})
+    for more, refused in ((longest, False), (longest - 1, True)):
+        sized = deployment.model_copy(update={"context_tokens": prompt + more})
+        vars(lab.run)["config"] = settings.model_copy(update={"deployment": sized})
+        with pytest.raises(UserError, match="no room") if refused else nullcontext():
+            lab.audit()
+        assert answer_limit(lab.run) == longest
+    vars(lab.run)["config"] = settings
 
 
 def test_a_phrase_that_forces_a_label_is_named_before_training(lab):

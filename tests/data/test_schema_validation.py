@@ -1,18 +1,21 @@
 import json
 from collections import Counter
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from benchmarks.workloads.support_chat import make_conversations
-from tests.lab.data_runs import answer, chat, clean_rows, code, in_form, text
+from tests.lab.data_runs import answer, chat, clean_rows, code, in_form, text, write_jsonl
 from tests.lab.runs import Lab, value
 
 from tuneline.config import DataConfig
+from tuneline.data import schema_validation as module
 from tuneline.data.conversations.formats import FORMS
 from tuneline.data.conversations.reading import convert
 from tuneline.data.rendering.renderer import Renderer, compare
 from tuneline.data.schema_validation import validate
 from tuneline.data.sources.streams import RawRecord
-from tuneline.errors import UserError
+from tuneline.errors import RetryableError, UserError
 from tuneline.models import load_tokenizer
 from tuneline.run import Run
 
@@ -135,7 +138,14 @@ LABELS = ("billing", "login", "shipping")
     ],
 )
 def test_the_class_is_the_one_field_that_repeats(data_lab, rows, found):
-    lab = data_lab(rows, label_field="auto")
+    lab = data_lab(without("team"), label_field="auto")
+    lab.step(ITEM)
+    # Neither the class of an earlier try decides, nor one that raised.
+    write_jsonl(Path(lab.run.config.data.sources[0]), rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "read_dataset", Mock(side_effect=RetryableError("disk full")))
+        with pytest.raises(RetryableError):
+            lab.step(ITEM)
     entry = lab.step(ITEM)
     assert Run.open(lab.run.uri).config.data.label_field == found
     assert {row["label"] for row in lab.table(ITEM, "quarantine/rows.parquet")} == (

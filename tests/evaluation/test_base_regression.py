@@ -223,6 +223,23 @@ def test_a_model_that_fails_by_its_texts_is_asked_the_first_look_alone(made_up_l
         assert look.questions == size
 
 
+@pytest.mark.parametrize(("cut", "size"), [(False, 40), (True, 120)])
+def test_answers_that_do_not_count_end_no_look(made_up_lab, forgetful, cut, size):
+    """32 of the first 40 exclude a loss of 0.15 at 99 %, not one of 0.13."""
+
+    class Asker:
+        def answer(self, questions):
+            lost = [cut and n % 5 == 0 for n in range(len(questions))]
+            base = [Reply("", not gone, cut=gone or None) for gone in lost]
+            return base, [Reply("", True, cut=False if gone else None) for gone in lost]
+
+    ctx = made_up_lab(forgetful[1], regression_first_look=40).context("base_regression")
+    limits = Limits(0.03, 0.1, 0.13)
+    suite = base_regression.load_suite()
+    *_, look, why = base_regression.ask_in_looks(ctx, Asker(), suite, limits, failed=False)
+    assert (look.questions, bool(why)) == (size, size == 40)
+
+
 @pytest.mark.parametrize(("lost", "verdict"), [(8, "fail"), (0, "pass")])
 def test_gains_over_a_base_that_was_interrupted_pay_for_no_loss(
     scored_lab, monkeypatch, lost, verdict

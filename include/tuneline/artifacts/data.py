@@ -62,13 +62,15 @@ class PromptFormat(BaseModel):
     base_model: str
     base_digest: str
     tokens_max: int
-    answer_tokens_max: int  # with the end of the answer
+    # With the end of the answer, and of the prompts before them; None if the audit did not count.
+    answer_tokens_max: int | None = None
+    prompt_tokens_max: int | None = None
     limit: int
 
     @property
     def answer_limit(self) -> int:
         """A limit of answers, in tokens, that only one without an end fills."""
-        return math.ceil(1.25 * self.answer_tokens_max) + 8
+        return math.ceil(1.25 * (self.answer_tokens_max or 0)) + 8
 
 
 class Reproduce(BaseModel):

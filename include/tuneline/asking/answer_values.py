@@ -125,7 +125,12 @@ def _calls(value: Any) -> Iterator[ToolCall]:
 # GSM8K and the datasets made after it write the result behind this mark.
 _MARK = "####"
 # Digits with the signs that numbers, times, dates, ratios and versions are written with.
-_WRITTEN = re.compile(r"(?<![\w.])[-+\u2212]?\d+(?:[.,:/\u2044]\d+)*(?:[eE][-+]?\d+)?")
+_DIGITS = r"\d+(?:[.,:/\u2044]\d+)*"
+# Dates of ISO 8601, mixed fractions and "7 out of 10" are one value each, and no number.
+_WRITTEN = re.compile(
+    rf"(?<![\w.])(?:\d{{4}}-\d\d-\d\d(?:T[\d:.]+)?|{_DIGITS} (?:out )?of {_DIGITS}"
+    rf"|\d+ \d+[/\u2044]\d+|[-+\u2212]?{_DIGITS}(?:[eE][-+]?\d+)?)"
+)
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?")
 # Of what is no such number: a decimal comma, behind points between thousands if there are some.
 _DECIMAL_COMMA = re.compile(r"[-+]?(?:\d+|\d{1,3}(?:\.\d{3})+),\d+")
@@ -135,7 +140,8 @@ _ALONE = re.compile(rf"\W{{0,3}}{_WRITTEN.pattern}\W{{0,3}}")
 def final_number(text: str) -> float | None:
     """Return the number behind the last `####`, else the last of a text.
 
-    `1,234.5`, `1.234,5`, `4,5` and `1/4` are numbers; a time, a date or a version is none.
+    `1,234.5`, `1.234,5`, `4,5` and `1/4` are numbers; a time, a date, a version, a mixed fraction
+    or "7 of 10" is none.
     """
     _, mark, behind = text.rpartition(_MARK)
     found = _WRITTEN.findall(behind)[:1] if mark else []
@@ -164,30 +170,33 @@ def states_number(text: str) -> bool:
     return bool(alone) and final_number(text) is not None
 
 
-# Words of a short answer, at most: "7 out of 10".
+# Words of a short answer, at most: "either 7 or 10".
 _SHORT = 4
 
 
 def several_numbers(text: str) -> bool:
-    """Return True for a short answer of several numbers, such as "7 of 10", which is not one."""
-    return len(words_of(text)) <= _SHORT and len(_WRITTEN.findall(text)) > 1
+    """Return True for a short answer of several numbers, such as "7 or 10", which is not one."""
+    stated = re.split(rf"{_MARK}|=", text)[-1]  # the result of an equation is one
+    return len(words_of(stated)) <= _SHORT and len(_WRITTEN.findall(stated)) > 1
 
 
 def same_number(answer: str, expected: str, tolerance: float) -> bool:
     """Return True if two answers end in the same number, within a relative tolerance."""
     got, want = final_number(answer), final_number(expected)
-    if got is None or want is None:
+    if got is None or want is None or several_numbers(answer):
         return False
     return math.isclose(got, want, rel_tol=0.0, abs_tol=tolerance * abs(want))
 
 
-# Signs that stand in code, queries and formulas, hardly in prose; a share of the characters.
+# Signs that stand in code, queries and formulas, hardly in prose besides addresses and remarks in
+# parentheses; a share of the characters.
+_PROSE = re.compile(r"https?://\S+|(?<!\w)\([\w\s,.;:'-]*\)")
 _SIGNS, _CODE_SHARE = frozenset("(){}[]<>=+/\\;|&^%$@~"), 0.04
 
 
 def is_code(text: str) -> bool:
     """Return True for code, a query or a formula, which one sign can turn into its opposite."""
-    fenced = text.split("```")[1] if text.count("```") > 1 else text
+    fenced = _PROSE.sub("", text.split("```")[1] if text.count("```") > 1 else text)
     return sum(sign in _SIGNS for sign in fenced) > _CODE_SHARE * len(fenced)
 
 

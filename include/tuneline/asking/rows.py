@@ -22,14 +22,23 @@ TEMPLATE_TOKENS = 16
 def answer_limit(run: Run) -> int:
     """Return the limit of an answer, in tokens: the one that is set, or what the rows need.
 
+    Next to the longest prompt, an engine gives what the context has left.
+
     UserError if none is set and final_audit, which counts the tokens of answers, was not run.
     """
     if (limit := run.config.evaluation.max_new_tokens) is not None:
         return limit
-    document = DATASET_VERSION.find(run)
-    if document is None or document.format is None:
+    needed = (document := DATASET_VERSION.find(run)) and document.format
+    if needed is None or needed.answer_tokens_max is None:
         raise UserError("final_audit did not count the tokens of answers; run it first")
-    return document.format.answer_limit
+    return max(needed.answer_tokens_max, min(needed.answer_limit, answer_room(run)))
+
+
+def answer_room(run: Run) -> int:
+    """Return how many tokens the context has left next to the longest prompt of the dataset."""
+    needed = (document := DATASET_VERSION.find(run)) and document.format
+    prompt = needed.prompt_tokens_max if needed else None
+    return run.config.deployment.context_tokens - (prompt or 0)
 
 
 def dataset_rows(ctx: StepContext) -> list[Row]:

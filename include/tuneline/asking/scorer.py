@@ -22,8 +22,8 @@ def scores_by(
     """Return the scores of rows of question, expected answer and given answer.
 
     The command gets a JSON object a line, `{"messages": [...], "expected": "...", "answer":
-    "..."}`, and writes a number from 0 to 1 a line. It runs in the step's image, without its
-    secrets; what it writes on standard error is in the log.
+    "..."}`, and writes a number from 0 to 1 a line. It runs in the step's image, as its user; its
+    environment holds no secret. What it writes on standard error is in the log.
 
     Raises:
         UserError: if the command can't be started, fails, takes over an hour, or writes other than

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -64,9 +63,9 @@ if TYPE_CHECKING:
 
     from tuneline.statistics import Statistic
 
-# The rows that a task judges: all, those whose expected answer has the field, those that call tools
-# and those that call none.
-Part = Literal["", "field", "calls", "texts"]
+# The rows that a task judges: all, those whose expected answer has the field, calls tools or is of
+# the metric's kind, and the texts that are of no kind.
+Part = Literal["", "field", "calls", "kind", "texts"]
 # Far below any rounding that an answer states on purpose, far above that of a float.
 TOLERANCE = 1e-4
 _TEXTS = ("chrf", "rouge_l")
@@ -94,6 +93,8 @@ class Task:
         field: the field of a JSON answer that is compared; empty for the whole answer.
         fields: those of `fields`.
         part: the rows that it judges, where it is not the metric.
+        unlike: the tasks whose rows are no texts.
+        mixed: True if earlier turns are of another kind; there any answer of another kind is right.
         tolerance: the largest relative difference of `number`.
         labels: all labels as they are expected, where there are few.
         command: that of `scorer`.
@@ -103,6 +104,8 @@ class Task:
     field: str = ""
     fields: tuple[str, ...] = ()
     part: Part = ""
+    unlike: tuple[Task, ...] = ()
+    mixed: bool = False
     tolerance: float = TOLERANCE
     why: str = attribute(default="", compare=False)
     labels: tuple[str, ...] = attribute(default=(), compare=False)
@@ -120,8 +123,9 @@ class Task:
     @property
     def prefix(self) -> str:
         """The prefix of the names of its measurements; empty for the metric."""
-        names = {"field": self.field, "calls": "tool_calls", "texts": "texts", "": ""}
-        name = "field_names" if self.metric == "field_names" else names[self.part]
+        kind = "numbers" if self.metric == "number" else "labels"
+        names = {"field": self.field, "calls": "tool_calls", "kind": kind}
+        name = "field_names" if self.metric == "field_names" else names.get(self.part, self.part)
         return f"{name}." if name else ""
 
     @property
@@ -136,9 +140,21 @@ class Task:
 
     def judges(self, expected: str) -> bool:
         """Return True if rows with this expected answer are judged."""
-        if self.part == "field":
-            return self.field in (answer_object(expected) or {})
-        return not self.part or bool(tool_calls(expected)) == (self.part == "calls")
+        if self.part == "texts":
+            return not any(task.concerns(expected) for task in self.unlike)
+        return not (self.part or self.metric == "field_names") or self.concerns(expected)
+
+    def concerns(self, text: str, *, strictly: bool = False) -> bool:
+        """Return True for an answer of the metric's kind; `strictly`: a number stands alone."""
+        if self.metric == "tool_calls":
+            return bool(tool_calls(text))
+        if self.field:
+            return self.field in (answer_object(text) or {})
+        if self.metric in ("fields", "field_names"):
+            return answer_object(text) is not None
+        if self.metric == "number":
+            return states_number(text) if strictly else final_number(text) is not None
+        return not self.labels or _whole(text) in self.labels
 
     @property
     def has_labels(self) -> bool:
@@ -147,6 +163,8 @@ class Task:
 
     def score(self, answer: str, expected: str, *, anywhere: bool = False) -> float:
         """Score an answer from 0 to 1; `anywhere`: also where it stands in prose or a fence."""
+        if self.mixed and not self.concerns(expected):
+            return float(not self.concerns(answer, strictly=True))
         if self.metric == "fields":
             return self._share_of_fields(answer, expected, anywhere=anywhere)
         if self.free_text:
@@ -170,7 +188,7 @@ class Task:
             return found if isinstance(found, str) else canonical(found)
         if anywhere and self.labels:
             return self._only_label_in(answer)
-        return _whole(answer)
+        return None if self.mixed and not self.concerns(answer) else _whole(answer)
 
     def text(self, answer: str, *, anywhere: bool = False) -> str:
         """Return the answer, or the text of the field, empty if it has none."""
@@ -257,14 +275,14 @@ CLOSED_SHARE, CLOSED_KINDS = 0.5, 200
 SHORT_WORDS = 3
 
 
-def task_of(config: PipelineConfig, expected: Sequence[str]) -> Task:
+def task_of(config: PipelineConfig, expected: Sequence[str], earlier: Sequence[str] = ()) -> Task:
     """Choose the metric of a run; see `choose_task`."""
     settings = config.evaluation
     if settings.metric == "scorer":
         command = tuple(settings.scorer or ())
-        return Task("scorer", command=command, why=f"evaluation.scorer is {shlex.join(command)}")
+        return Task("scorer", command=command, why=f"evaluation.scorer is {command[0]}")
     field, tolerance = config.data.label_field, settings.numeric_tolerance
-    return choose_task(settings.metric, field, expected, tolerance)
+    return choose_task(settings.metric, field, expected, tolerance, earlier)
 
 
 def choose_task(
@@ -272,8 +290,11 @@ def choose_task(
     field: str | None,
     expected: Sequence[str],
     tolerance: float = TOLERANCE,
+    earlier: Sequence[str] = (),
 ) -> Task:
     """Choose the metric by the configuration and the expected answers.
+
+    Those of earlier turns decide only where the last ones are texts of no kind of their own.
 
     `auto` takes, in this order: the label field, if every expected answer is JSON that has it; tool
     calls, if half of the answers make some; the share of equal fields, if most answers are JSON
@@ -282,7 +303,11 @@ def choose_task(
     the configured metric compares.
     """
     chosen = _auto(field, expected) if metric == "auto" else _configured(metric, field, expected)
-    return replace(chosen, tolerance=tolerance, labels=_labels(chosen, expected))
+    task = replace(chosen, tolerance=tolerance, labels=_labels(chosen, expected))
+    if metric == "auto" and earlier and task.metric in ("exact", "chrf") and not task.labels:
+        return choose_task(metric, field, [*earlier, *expected], tolerance)
+    mixed = task.metric != "tool_calls" and not all(map(task.concerns, earlier))
+    return replace(task, mixed=mixed)
 
 
 def _auto(field: str | None, expected: Sequence[str]) -> Task:
@@ -345,30 +370,39 @@ MOST_ALIKE = 0.5
 FEWEST = 10
 
 
-def further_tasks(task: Task, expected: Sequence[str]) -> tuple[list[Task], list[str]]:
+def further_tasks(
+    task: Task, expected: Sequence[str], earlier: Sequence[str] = ()
+) -> tuple[list[Task], list[str]]:
     """Return a task for all that the metric does not judge, and what too few rows have.
 
     Each field of JSON answers is judged on the rows that have it: texts, of more than `SHORT_WORDS`
     words (median), by chrF, other values by equality; which fields an answer has on all. Where
-    some answers call tools, those that do and those that do not are judged apart. A team's own
-    metric has judged all.
+    some answers call tools, or earlier turns are of another kind, each kind and the texts are
+    judged apart. A team's own metric has judged all.
     """
     found: list[Task] = []
     if task.metric == "scorer":
         return [], []
-    objects = [] if task.metric in ("exact", "tool_calls") else _objects(expected)
-    if objects:
+    every, calls = [*earlier, *expected], Task("tool_calls", part="calls")
+    if objects := [] if task.metric in ("exact", "tool_calls") else _objects(expected):
+        objects += [value for text in earlier if (value := answer_object(text)) is not None]
         short = _short_fields(objects)
         found = [
             Task("json_field" if name in short else "chrf", name, part="field")
             for name in _names(objects)
-            if name != task.field
+            if name != task.field or task.mixed
         ]
         found.append(Task("field_names"))
-    calling = sum(bool(tool_calls(text)) for text in expected)
-    if 0 < calling < len(expected):
-        found += [Task("tool_calls", part="calls"), Task("chrf", part="texts")]
-    rows = [sum(map(each.judges, expected)) for each in found]
+    elif task.mixed:
+        found.append(replace(task, part="kind", mixed=False))
+    unlike = found[-1:]
+    if 0 < sum(map(calls.judges, every)) < len(every):
+        found.append(calls)
+        unlike.append(calls)
+    texts = Task("chrf", part="texts", unlike=tuple(unlike))
+    if (earlier or calls in unlike) and unlike and any(map(texts.judges, every)):
+        found.append(texts)
+    rows = [sum(map(each.judges, every)) for each in found]
     few = [each.prefix[:-1] for each, count in zip(found, rows, strict=True) if count < FEWEST]
     return list(compress(found, (count >= FEWEST for count in rows))), few
 

@@ -32,7 +32,7 @@ from tuneline.artifacts.data import (
 )
 from tuneline.bases import base_of
 from tuneline.catalogue import DATA_ORDER
-from tuneline.config import DataConfig
+from tuneline.config import DataConfig, PipelineConfig
 from tuneline.config.data import TargetFormat
 from tuneline.data.conversations.answers import AnswerCounts, check_answers
 from tuneline.data.conversations.reading import Outcome
@@ -74,6 +74,7 @@ from tuneline.data.tables.rows import (
 from tuneline.errors import UserError
 from tuneline.evidence import Finding, Measurement, Record, breach_in, measure
 from tuneline.machine.workers import HERE, Engine, Kernel, as_batch, rows_in, worker_count
+from tuneline.models.tool_turns import declares_tools
 from tuneline.statistics import share_of
 
 if TYPE_CHECKING:
@@ -94,12 +95,15 @@ _AT_ONCE = 1 << 12
 
 
 def shared_system(rows: Iterable[Row]) -> str | None:
-    """Return the system turn that every row begins with, None if they differ or have none."""
+    """Return the system turn that every row begins with, None if they differ or have none.
+
+    None also where it declares tools, which a request has in a field.
+    """
     heads = (row.messages[0] for row in rows)
     first = next(heads, None)
     if first is None or first["role"] != "system" or any(head != first for head in heads):
         return None
-    return first["content"]
+    return None if declares_tools([first]) else first["content"]
 
 
 def dataset_version(rows: Sequence[Row], weights: Sequence[float]) -> str:
@@ -117,8 +121,8 @@ def dataset_version(rows: Sequence[Row], weights: Sequence[float]) -> str:
 class Format:
     """Rows that break a rule, whose tokens differ, or without an exact mask; tokens of each row.
 
-    `answer` are the tokens of the longest answer; `with_pii` is the result of `rows_with_pii`,
-    `again` that of `found_again`.
+    `answer` are the tokens of the longest answer, `prompt` those of the longest prompt; `with_pii`
+    is the result of `rows_with_pii`, `again` that of `found_again`.
     """
 
     invalid: int = 0
@@ -126,6 +130,7 @@ class Format:
     unmasked: int = 0
     lengths: list[int] = field(default_factory=list)
     answer: int = 0
+    prompt: int = 0
     with_pii: int = 0
     again: tuple[int, int] = (0, 0)
 
@@ -137,18 +142,26 @@ def measure_format(rows: Sequence[Row], renderer: Renderer, engine: Engine = HER
     batches = (as_batch(row.messages for row in part) for part in parts)
     make = partial(_comparer, renderer.tokenizer, renderer.target)
     for batch in engine.map(make, batches, 1):
-        for broken, (_, equal, exact, tokens, answer) in rows_in(batch):
+        for broken, (_, equal, exact, tokens, answer, prompt) in rows_in(batch):
             found.invalid += broken or equal is None
             found.mismatched += equal is False
             found.unmasked += not exact
             found.lengths.append(tokens)
             found.answer = max(found.answer, answer)
+            found.prompt = max(found.prompt, prompt)
     return found
 
 
-def refuse_cutting(limit: int | None, needed: PromptFormat) -> None:
-    """Refuse, before training, a limit that would cut expected answers; UserError."""
-    longest = needed.answer_tokens_max
+def refuse_cutting(config: PipelineConfig, needed: PromptFormat) -> None:
+    """Refuse, before training, a limit or a context that would cut expected answers; UserError."""
+    longest, prompt = needed.answer_tokens_max or 0, needed.prompt_tokens_max or 0
+    limit, context = config.evaluation.max_new_tokens, config.deployment.context_tokens
+    # The others refuse a request whose limit is beyond the context, llama.cpp ends its answer.
+    if config.deployment.engine != "llama_cpp" and prompt + (limit or longest) > context:
+        raise UserError(
+            f"deployment.context_tokens {context} has no room for an answer of {limit or longest} "
+            f"tokens behind the longest prompt, of {prompt}: set {prompt + (limit or longest)}"
+        )
     if limit is not None and limit < longest:
         raise UserError(
             f"evaluation.max_new_tokens {limit} would cut expected answers, the longest of which "
@@ -414,9 +427,10 @@ def run(ctx: StepContext) -> Record:
         base_digest=base.digest,
         tokens_max=max(found.lengths),
         answer_tokens_max=found.answer,
+        prompt_tokens_max=found.prompt,
         limit=limit,
     )
-    refuse_cutting(ctx.config.evaluation.max_new_tokens, written)
+    refuse_cutting(ctx.config, written)
     reasons = {
         item: pq.read_table(audit_of(item).fetch(ctx), columns=["reason"])["reason"].to_pylist()
         for item in DATA_ORDER

@@ -98,7 +98,7 @@ def take_rendering(outcomes: Iterable[Outcome]) -> None:
     """Reject the rows, of those that passed the other checks, without an exact mask."""
     for outcome in outcomes:
         if outcome.reason is None and outcome.parity is not None:
-            reason, equal, exact, tokens, _ = outcome.parity
+            reason, equal, exact, tokens, *_ = outcome.parity
             outcome.reason, outcome.tokens_equal = reason, equal
             outcome.mask_exact, outcome.n_tokens = exact, tokens
 
@@ -304,7 +304,7 @@ def _conclude(ctx: StepContext, tally: _Tally, read: Records, counts: AnswerCoun
         *(measure(f"rejected_{code}", count, "rows") for code, count in sorted(codes.items())),
         measure("broken_files", len(tally.broken), "files", "<=", 0, on_breach="warn"),
         *_forms(read.forms),
-        *([measure(LABEL_FIELD, label, "field")] if (label := _class_of(ctx, counts)) else []),
+        measure(LABEL_FIELD, (label := _class_of(ctx, counts)) or "", "field"),
     ]
     sizes = {UNSCRUBBED.name: kept, REJECTED: rejected + unselected, AUDIT: tally.rows}
     summary = _summary(config, tally)

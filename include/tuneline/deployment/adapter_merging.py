@@ -313,7 +313,7 @@ def _speeds(merged: Served, apart: Served | None, parallel: int) -> str:
 
 
 # Tokens of every answer: enough for a steady speed; on two cores both forms take some seconds.
-MAX_TOKENS = 24
+SPEED_TOKENS = 24
 # Load changes from second to second; the median of three rounds forgets one bad round.
 ROUNDS = 3
 # A round has two requests for each that runs at once, and at least this many.
@@ -337,7 +337,7 @@ def measure_form(server: EngineServer, prompts: Sequence[Messages], parallel: in
         drive(client, prompts[:1], 1, 1)
         for _ in range(ROUNDS):
             batch = list(islice(following, max(MIN_REQUESTS, 2 * parallel)))
-            found, seconds = drive(client, batch, parallel, MAX_TOKENS)
+            found, seconds = drive(client, batch, parallel, SPEED_TOKENS)
             timings += found
             speeds.append(sum(t.output_tokens for t in found if t.ok) / seconds)
     failed = sum(not timing.ok for timing in timings)

@@ -118,7 +118,8 @@ def ask_in_looks(
         counted, ours, theirs = comparable(questions[:size], base, tuned)
         flags = [r.right for r in ours], [r.right for r in theirs]
         table = by_category(counted, *flags)
-        why = settled(paired(*flags), table, look, limits, failed=failed)
+        counting = look._replace(questions=len(counted))
+        why = settled(paired(*flags), table, counting, limits, failed=failed)
         if why and size < len(questions):
             return base, tuned, look, why
     return base, tuned, looks[-1], ""

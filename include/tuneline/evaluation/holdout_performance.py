@@ -22,7 +22,7 @@ from tuneline.artifacts.releases import released
 from tuneline.asking.asking import ask, ask_kept
 from tuneline.asking.models import Candidate, untuned
 from tuneline.asking.rows import answer_limit, of_split
-from tuneline.asking.tasks import further_tasks, judge
+from tuneline.asking.tasks import judge
 from tuneline.data.tables.rows import HOLDOUT, TRAIN, Row
 from tuneline.evaluation.scoring.answer_tables import (
     judge_cut,
@@ -175,7 +175,7 @@ def run(ctx: StepContext) -> Evidence:
     cut, model = judge_cut(ctx, tuned), untuned(ctx)
     base, cached = ask_kept(ctx, model, prompts, limits, "base model")
     groups, tried = independent_groups(ctx, asked), candidates_for_release(ctx, opened, chosen)
-    parts, few = further_tasks(task, expected)
+    parts, few = exam.further
     judged = [
         judge(each, tuned, expected, groups, TAIL / tried, questions=prompts)
         for each in (task, *parts)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from tuneline.artifacts.governance import CALIBRATION, CONFIDENCES, Calibration, Confidence
 from tuneline.artifacts.releases import released
 from tuneline.asking.models import ALIAS, candidate, released_model, server_of, untuned
-from tuneline.asking.rows import answer_limit, validation_rows
+from tuneline.asking.rows import answer_limit, answer_room, validation_rows
 from tuneline.config import read_policy
 from tuneline.config.governance import FallbackConfig
 from tuneline.evidence import Evidence, Measurement, measure
@@ -148,7 +148,13 @@ def inject_faults(
             GatewayProcess(ctx.scratch / "gateway", upstreams=chain.upstreams, models=models)
         )
         under_trial = Chain(
-            Client(gateway, name, answer_limit(ctx.run), patience=settings.budget_s * _PATIENCE),
+            Client(
+                gateway,
+                name,
+                answer_limit(ctx.run),
+                patience=settings.budget_s * _PATIENCE,
+                room=answer_room(ctx.run),
+            ),
             primary=engines[0],
             second=engines[1],
             names=chain.model["chain"],

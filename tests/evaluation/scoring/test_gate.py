@@ -13,6 +13,7 @@ from tests.lab.nights import release
 from tests.lab.runs import Lab, broken, values
 from tests.lab.tiny_task import conversation
 
+from tuneline.artifacts.data import DATASET_VERSION
 from tuneline.asking.asking import Answer
 from tuneline.data.sample import FREE_TEXT
 from tuneline.data.tables.rows import Row
@@ -23,6 +24,7 @@ from tuneline.evaluation.scoring.ledger import Access, holdout_sha256, note_acce
 from tuneline.verdicts import status
 
 SPLITS = {"train": 280, "validation": 30, "holdout": 66}
+METRICS = ("auto", "json_field", "macro_f1")
 CONSTANT = {"gain_over_constant_lower"}
 FAIR = {"gain_over_fair_base_lower"}
 # Margins at which 66 rows decide.
@@ -54,7 +56,7 @@ class Planted:
             texts and [Answer(text, cut=getattr(text, "cut", False)) for text in texts]
             for texts in (tuned, base, shots, released)
         )
-        nothing = [Answer("")] * len(self.expected)
+        nothing = [Answer("")] * len(tuned)
         base = base or nothing
         self.patch.setattr(holdout_performance, "ask", lambda *_, **__: list(tuned))
         self.patch.setattr(holdout_performance, "ask_kept", lambda *_: (base, False))
@@ -125,6 +127,15 @@ def test_a_good_classifier_passes(planted):
     assert confused["labels"] == ["billing", "login", "shipping"]
     assert sum(row[n] for n, row in enumerate(confused["counts"])) == 62
     assert sum(row[3] for row in confused["counts"]) == 4
+
+
+def test_a_dataset_whose_answers_an_older_release_did_not_count(planted):
+    bench = planted(label_rows(), evaluation={"max_new_tokens": 32})
+    described = bench.lab.document(DATASET_VERSION.step, DATASET_VERSION.name)
+    del described["format"]["answer_tokens_max"]
+    bench.lab.leave(DATASET_VERSION.step, {DATASET_VERSION.name: json.dumps(described)})
+    evidence, found = bench.judge(bench.expected)
+    assert (evidence.verdict, found["longest_expected_answer"]) == ("pass", None)
 
 
 def test_constant_answers_fail_though_the_base_scores_nothing(planted):
@@ -526,6 +537,39 @@ def test_each_answer_of_a_conversation_is_a_question(planted):
     assert evidence.verdict == "fail"
 
 
+@pytest.mark.parametrize(
+    ("metric", "wanted", "wrong", "part"),
+    [
+        *((m, ('{"intent": "%s"}', "a b c"), '{"intent": "z"}', "intent.") for m in METRICS),
+        *((m, ("%s", "alpha beta gamma"), "z", "labels.") for m in ("auto", "macro_f1")),
+        *((m, ("#### %s", "7 8 9"), "#### 3", "numbers.") for m in ("auto", "number")),
+    ],
+)
+def test_texts_and_other_answers_of_a_conversation_are_parts(planted, metric, wanted, wrong, part):
+    """A model whose every text is right and every other answer wrong, and the reverse."""
+
+    def make(number):
+        last = wanted[0] % wanted[1].split()[number % 3]
+        said = [notes()[number][0]["content"], notes()[number][1]["content"], f"End {number}", last]
+        roles = ("user", "assistant") * 2
+        return [{"role": r, "content": c} for r, c in zip(roles, said, strict=True)], None
+
+    named = {"label_field": "intent" if part == "intent." else None}
+    rows = runs.dataset_rows(SPLITS, make)
+    bench = planted(rows, data=named, evaluation={"metric": metric, **AT_EASE})
+    right = [m["content"] for row in bench.held for m in row["messages"][1::2]]
+    nothing = [""] * 132
+    evidence, found = bench.judge(right, nothing, nothing)
+    assert evidence.verdict == "pass", broken(evidence)
+    assert (found["tuned_metric"], found["texts.tuned_metric"]) == (1.0, 1.0)
+    evidence, found = bench.judge([(text, wrong)[n % 2] for n, text in enumerate(right)])
+    assert f"{part}gain_over_constant_lower" in broken(evidence)
+    assert (found["texts.tuned_metric"], evidence.verdict) == (1.0, "fail")
+    evidence, _ = bench.judge([("banana", text)[n % 2] for n, text in enumerate(right)])
+    assert "texts.gain_over_constant_lower" in broken(evidence)
+    assert evidence.verdict == "fail"
+
+
 SCORER = """
 import json, sys
 for line in sys.stdin:
@@ -548,7 +592,9 @@ for line in sys.stdin:
 def test_a_team_s_own_metric_judges_code_in_production(planted, judged, right, verdict):
     rows = made_rows(lambda n: f"def scale_{n}(x):\n    return [y * {n} for y in x if y > 0]")
     settings = {"metric": "scorer", "min_metric": 0.8}
-    bench = planted(rows, profile="production", evaluation={**settings, "scorer": ["score"]})
+    bench = planted(
+        rows, profile="production", evaluation={**settings, "scorer": ["score", "s3cret"]}
+    )
     script = bench.lab.root / "score.py"
     script.write_text(f"#!{sys.executable}{SCORER.format(judged)}")
     script.chmod(0o700)

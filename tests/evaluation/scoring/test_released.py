@@ -242,7 +242,8 @@ def test_what_a_line_of_warm_starts_has_seen_adds_up(scored_lab, tiny_models):
     for number, messages in enumerate(holdout_messages(3), 1):
         night = Lab(bench.root, base, f"night-{number}")
         rows = earlier_rows(10, 5000 + 100 * number)
-        rows[0]["messages"] = messages
+        # An earlier turn is learned as the last one is.
+        rows[0]["messages"] = [*messages, {**messages[1], "content": "Why?"}, messages[-1]]
         night.leave_dataset(rows)
         release(night, {}, lora=lora(previous), previous=previous)
         previous = f"night-{number}"

@@ -188,7 +188,7 @@ def test_rows_like_the_dataset_are_marked_and_held_out_ones_not_offered(
     curated, tmp_path, monkeypatch, released
 ):
     """As the DAG curates, the released dataset is the reference; else it may be named."""
-    lab = Lab(tmp_path, {})
+    lab = Lab(tmp_path, {"data": {"label_field": "topic"}})
     lab.leave_dataset(
         dataset_rows({"train": 30, "holdout": 1}, lambda n: (exchange(text(n), "x"), "x"))
     )
@@ -203,6 +203,8 @@ def test_rows_like_the_dataset_are_marked_and_held_out_ones_not_offered(
     assert found == [
         ("train", "random", True), ("holdout", None, False), ("nothing", "novel", True)
     ]  # fmt: skip
+    # The class of a run that was told it, not one that schema_validation stated.
+    assert day.evidence.settings["data"]["label_field"] == ("topic" if released else "auto")
     assert kept[0]["novelty"] == 0
     assert kept[2]["novelty"] > 0.9
     monkeypatch.setattr(module, "compare", lambda *given: [])

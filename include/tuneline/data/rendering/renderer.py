@@ -67,7 +67,8 @@ class RenderedExample:
     """A row as the model reads it; no mask if the prompt's ids are not a prefix of the row's.
 
     `template_ids` are those of what the template itself writes: without the end of a thought or of
-    the answer that a row needs besides. `answer_tokens` are those of the longest answer.
+    the answer that a row needs besides. `answer_tokens` are those of the longest answer,
+    `prompt_tokens` those of the longest prompt.
     """
 
     text: str
@@ -75,6 +76,7 @@ class RenderedExample:
     loss_mask: list[bool] | None
     template_ids: list[int]
     answer_tokens: int = 0
+    prompt_tokens: int = 0
 
     def last_answer(self) -> list[bool]:
         """Return the mask of the last answer alone; `loss_mask` covers earlier ones too."""
@@ -270,7 +272,8 @@ class Renderer:
             written = next(encoded)[1] if self._completes(messages) else ids
             spans = [(next(encoded)[1], next(encoded)[1]) for _ in self._answers(messages)]
             longest = max((len(through) - len(asked) for asked, through in spans), default=0)
-            rendered.append(RenderedExample(text, ids, _mask(ids, spans), written, longest))
+            prompt = max((len(asked) for asked, _ in spans), default=0)
+            rendered.append(RenderedExample(text, ids, _mask(ids, spans), written, longest, prompt))
         return rendered
 
     def _answers(self, messages: Sequence[Message]) -> list[int]:
@@ -298,6 +301,7 @@ class Parity(NamedTuple):
     mask_exact: bool | None = None
     tokens: int = 0
     answer_tokens: int = 0
+    prompt_tokens: int = 0
 
 
 def compare(rows: Sequence[Sequence[Message]], renderer: Renderer) -> Iterator[Parity]:
@@ -331,6 +335,7 @@ def _compare_batch(
             all(part.mask_exact for part in found),
             found[-1].tokens,
             max(part.answer_tokens for part in found),
+            max(part.prompt_tokens for part in found),
         )
 
 
@@ -350,7 +355,8 @@ def _judged(
             "with (an answer must hold no thought)"
         )
     same = example.template_ids == ids
-    return Parity(reason, same, exact, len(example.ids), example.answer_tokens)
+    sizes = example.answer_tokens, example.prompt_tokens
+    return Parity(reason, same, exact, len(example.ids), *sizes)
 
 
 def _refusal(messages: Sequence[Message], renderer: Renderer) -> str | None:

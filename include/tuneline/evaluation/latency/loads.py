@@ -24,6 +24,7 @@ from tuneline.config.evaluation import LoadConfig
 from tuneline.data.tables.rows import Row
 from tuneline.errors import TunelineError
 from tuneline.evaluation.latency.table import LOOKS, Level, Objective, summarise, sustained, table
+from tuneline.models.tool_turns import is_result
 from tuneline.serving.client import EngineClient, Messages
 from tuneline.serving.engines.server import Counters, EngineServer
 from tuneline.statistics import TAIL, percentile, samples_needed
@@ -55,12 +56,21 @@ class Request:
     own_tokens: int
 
     def again(self, time: int) -> Request:
-        """Return it for another time than the first, 0: a number begins its own part instead."""
-        text, mark = _joined(self.messages), f"{time} " if time else ""
-        own, *later = text[self.shared :].split(_TURN)
-        changed = _TURN.join([text[: self.shared] + mark + own[len(mark) :], *later]).split(_TURN)
-        turns = zip(self.messages, changed, strict=True)
-        return replace(self, messages=[{**turn, "content": said} for turn, said in turns])
+        """Return it for another time than the first, 0: a number replaces what a person says.
+
+        It stands where its own part begins, or in the next question: what an assistant, a tool or
+        the declaration of tools says may be JSON.
+        """
+        turns, asked, start = list(self.messages), 0, 0
+        for number, turn in enumerate(turns):
+            if turn["role"] == "user" and not is_result(turn):
+                asked, at = number, max(0, min(self.shared - start, len(turn["content"])))
+                if start + len(turn["content"]) >= self.shared:
+                    break
+            start += len(turn["content"]) + len(_TURN)
+        said, mark = turns[asked]["content"], f"{time} " if time else ""
+        turns[asked] = {**turns[asked], "content": said[:at] + mark + said[at + len(mark) :]}
+        return replace(self, messages=turns)
 
 
 def _joined(messages: Messages) -> str:

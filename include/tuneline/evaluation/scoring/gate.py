@@ -163,19 +163,19 @@ def instruction_for(task: Task, answer: str) -> str:
     labels = ", ".join(task.labels)
     known = task.labels if len(labels) <= LABEL_CHARACTERS else ()
     named = f" one of: {labels}" if 0 < len(known) <= NAMED_LABELS else ""
-    if task.field:
+    if task.field and not task.mixed:
         value = f' The value of "{task.field}" is{named}.' if named else ""
         return (
             "Answer with one JSON object of the same form as in the examples, and with nothing "
             f"else.{value}"
         )
-    if named:
+    if named and not task.mixed:
         return f"Answer with{named}. Write nothing else."
     if task.metric == "number":
         return "End your answer with the final number, as in the examples."
     if task.metric == "tool_calls":
         return "Call tools in exactly the form of the examples, and write nothing else."
-    if answer.lstrip().startswith("{"):
+    if answer.lstrip().startswith("{") and not task.mixed:
         return "Answer with one JSON object of the same form as in the examples, and nothing else."
     return "Answer in the form, length and style of the examples."
 

@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from tuneline.artifacts.data import DATASET, audit_of
 from tuneline.artifacts.releases import Release, find_version
-from tuneline.asking.rows import asked, of_split
+from tuneline.asking.rows import asked, of_split, turns_of
 from tuneline.data.near_duplicates.compared_text import compared_texts
 from tuneline.data.near_duplicates.shingles import normalise
 from tuneline.data.near_duplicates.split import smallest_of_group, tie_conversations
@@ -258,7 +258,7 @@ def seen_by(ctx: StepContext, version: str, held: Sequence[Row]) -> SeenRows:
         if rows is None:
             unknown.append(name)
         else:
-            texts.update((normalise(asked(row)), row) for row in rows)
+            texts.update((normalise(asked(turn)), turn) for row in rows for turn in turns_of(row))
     same = {row.row_id for row in held if normalise(asked(row)) in texts}
     rest = [row for row in held if row.row_id not in same]
     alike = near_duplicates(rest, list(texts.values()), ctx.config.data.near_duplicate_jaccard)

@@ -26,7 +26,7 @@ from tuneline.asking.asking import (
 )
 from tuneline.asking.models import Candidate, candidate, untuned
 from tuneline.asking.rows import answer_limit, asked, of_split, turns_of
-from tuneline.asking.tasks import Task, task_of
+from tuneline.asking.tasks import Task, further_tasks, task_of
 from tuneline.data.near_duplicates.shingles import normalise
 from tuneline.data.tables.rows import TRAIN, Row
 from tuneline.errors import UserError
@@ -48,6 +48,8 @@ SAVE_SECONDS = 30.0
 class Exam:
     """A candidate, the hold-out, the rows of it that are asked, and how answers are scored.
 
+    `further` are the tasks besides the metric, and what too few rows have.
+
     `recorded` are answers that the candidate's bytes gave in earlier runs, by request.
     """
 
@@ -55,6 +57,7 @@ class Exam:
     opened: Holdout
     rows: list[Row]
     task: Task
+    further: tuple[list[Task], list[str]]
     recorded: Mapping[str, Answer]
     left_out: list[Measurement]
 
@@ -67,10 +70,13 @@ def open_exam(ctx: StepContext) -> Exam:
         raise UserError(
             "the dataset has no hold-out row; raise data.holdout_share or name data.holdout"
         )
-    rows, left_out = untouched(ctx, opened.held)
-    rows = questions_among(rows, opened.seen)
-    task = task_of(ctx.config, [row.answer for row in rows])
-    return Exam(chosen, opened, rows, task, recorded_answers(ctx, chosen, opened), left_out)
+    whole, left_out = untouched(ctx, opened.held)
+    rows, ids = questions_among(whole, opened.seen), {row.row_id for row in whole}
+    last = [row.answer for row in whole]
+    earlier = [row.answer for row in rows if row.row_id not in ids]
+    task, recorded = task_of(ctx.config, last, earlier), recorded_answers(ctx, chosen, opened)
+    further = further_tasks(task, last, earlier)
+    return Exam(chosen, opened, rows, task, further, recorded, left_out)
 
 
 def untouched(ctx: StepContext, held: Sequence[Row]) -> tuple[list[Row], list[Measurement]]:

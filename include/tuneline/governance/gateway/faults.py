@@ -25,6 +25,7 @@ class Client:
     model: str
     max_tokens: int
     patience: float  # longest wait for a byte, seconds
+    room: int = 1 << 10  # tokens that the context has left for an answer
 
     def ask(self, messages: Messages, *, stream: bool = False) -> GatewayAnswer:
         """Send a request, decoded greedily, and read its answer to the end."""
@@ -42,7 +43,7 @@ class Client:
         return self.gateway.stream(
             UNJUDGED,
             messages,
-            max_tokens=_STREAMED,
+            max_tokens=min(_STREAMED, self.room),
             key=next(iter(self.gateway.keys)),
             timeout=self.patience,
             extra=ENDLESS,

@@ -29,7 +29,6 @@ from tuneline.config.data import AUTO
 from tuneline.config.pipeline import explain
 from tuneline.errors import UserError
 from tuneline.evidence import FileRef
-from tuneline.run import label_field_of
 from tuneline.store import Store, open_store
 
 # The settings need a dataset; this one is never opened.
@@ -52,15 +51,15 @@ class CurationSettings:
     ledger: str | None = None  # knows how many requests there were; a URL may hold a password
 
     def like(self, release: Release) -> CurationSettings:
-        """Return them with the released dataset as reference, and the class that was found in it.
+        """Return them with the released dataset as reference, and its class for `auto`.
 
         UserError if the dataset is gone.
         """
-        data = self.data
+        data, reference = self.data, compared_with(release, DATASET).uri
         if data.label_field == AUTO:
-            found = label_field_of(release.evidence("schema_validation"))
+            found = release.run().config.data.label_field
             data = data.model_copy(update={"label_field": found})
-        return replace(self, data=data, reference=compared_with(release, DATASET).uri)
+        return replace(self, data=data, reference=reference)
 
     def document(self) -> dict[str, Any]:
         """Return the settings for the evidence."""
