@@ -56,7 +56,9 @@ def test_training_whose_pod_is_deleted_goes_on_from_its_checkpoint(cluster, run)
     trying = threading.Thread(target=first_try)
     trying.start()
     try:
-        wait_for(lambda: list(run.store.keys(run.key("work", "train"))), 600, "a checkpoint", 0.5)
+        wait_for(
+            lambda: list(run.store.keys(run.key("work", "train"))), "a checkpoint", 0.5, seconds=600
+        )
         (pod,) = cluster.pods("train")
         cluster.core.delete_namespaced_pod(pod.metadata.name, cluster.namespace)
     finally:

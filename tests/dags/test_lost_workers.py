@@ -51,7 +51,7 @@ def start(folder: Path, try_number: int, then: str, **options: bool) -> Any:
 def lose_worker(folder: Path, then: str, *, remembers: bool) -> None:
     """The first try, whose worker is killed while the pod trains."""
     worker = start(folder, 1, then, remembers=remembers)
-    wait_for((folder / "log").exists, seconds=60, what="the pod's beginning")
+    wait_for((folder / "log").exists, what="the pod's beginning")
     if remembers:
         wait_for((folder / "state.json").exists, what="the note of the pod")
     os.kill(worker.pid, signal.SIGKILL)
@@ -77,7 +77,7 @@ def test_the_next_worker_finds_the_pod_of_one_that_died(
         output.append(capfd.readouterr().out)
         return "Reusing existing pod" in "".join(output)
 
-    wait_for(follows, seconds=60, what="the second try at the pod")
+    wait_for(follows, what="the second try at the pod")
     [second] = pods_of(api)
     assert second.metadata.uid == first.metadata.uid
     (tmp_path / "end").touch()

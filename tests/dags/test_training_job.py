@@ -250,7 +250,7 @@ def test_a_killed_pod_fails_the_job_and_the_retry_resumes(
     pointer = Path(uri.removeprefix("file://")) / "work" / "train" / "latest.json"
 
     def kill_pod_1() -> None:
-        wait_for(pointer.exists, seconds=240, what="the first checkpoint")
+        wait_for(pointer.exists, what="the first checkpoint")
         pods = api.core.list_namespaced_pod(NAMESPACE, label_selector="tuneline.io/part=training")
         [second] = [pod for pod in pods.items if pod.metadata.labels[INDEX] == "1"]
         for process in server.processes():

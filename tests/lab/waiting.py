@@ -4,9 +4,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+# Only a hang takes so long, however busy the machine is.
+HANG = 300.0
+
 
 def wait_for(
-    check: Callable[[], Any], seconds: float = 15.0, what: str = "it", pause: float = 0.02
+    check: Callable[[], Any], what: str = "it", pause: float = 0.02, *, seconds: float = HANG
 ) -> Any:
     """Wait until a check returns a true value, and return that; between two checks is a pause."""
     limit = time.monotonic() + seconds

@@ -121,5 +121,5 @@ def test_a_group_of_its_own_is_killed_whole():
         worker = int(server.read_log().split()[0])
         assert os.getpgid(worker) == server.pid
         end(server)
-        wait_for(lambda pid=worker: not os.path.exists(f"/proc/{pid}"), 5)
+        wait_for(lambda pid=worker: not os.path.exists(f"/proc/{pid}"))
         assert gone(server)

@@ -160,6 +160,6 @@ def test_a_run_that_a_user_ends_ends_its_pods(running, client, task, tmp_path):
 
     wait_for(begun, seconds=300, what="the trigger", pause=0.1)
     run.stop()
-    wait_for(lambda: not pods_of(running, run_id="ended", task_id=step), 60, "the end", 0.5)
+    wait_for(lambda: not pods_of(running, run_id="ended", task_id=step), "the end", 0.5)
     # Not of its own accord.
     assert Run.open(run.run_uri()).find_evidence(step) is None

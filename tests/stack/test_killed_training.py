@@ -96,11 +96,11 @@ class Training:
             assert not {t["task_id"]: self._run.failure(t) for t in tasks if t["state"] == "failed"}
             return self.task()["state"] == "running"
 
-        wait_for(running, seconds, "the beginning of train", pause=0.5)
+        wait_for(running, "the beginning of train", pause=0.5, seconds=seconds)
 
     def await_end(self, seconds: float) -> dict[str, Any]:
         """Wait until the task has no further try; the task."""
-        wait_for(self._has_ended, seconds, "the end of train", pause=0.5)
+        wait_for(self._has_ended, "the end of train", pause=0.5, seconds=seconds)
         return self.task()
 
     def _has_ended(self) -> bool:
@@ -145,7 +145,7 @@ class Training:
             assert found or not self._has_ended(), f"train has ended: waited for {what}"
             return found
 
-        return wait_for(look, seconds, what, pause=0.2)
+        return wait_for(look, what, pause=0.2, seconds=seconds)
 
     def kill_pod(self, after_step: int, pause: float) -> int:
         """`kill -9` of the pod's process, some time after a checkpoint newer than a step."""

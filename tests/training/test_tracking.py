@@ -273,7 +273,7 @@ def test_a_server_that_is_lost_on_the_way_misses_entries_and_gets_them_later(mlf
     said = []
     opened, tracker = open_mlflow(describe("lost"), said.append)
     tracker.log(1, {"train/loss": 2.0})
-    wait_for(lambda: mlflow.steps(opened.run_id, "train/loss"), 30, what="the first step")
+    wait_for(lambda: mlflow.steps(opened.run_id, "train/loss"), what="the first step")
     mlflow.stop()
     tracker.log(2, {"train/loss": float("nan")})
     closed = tracker.close(failed=False)

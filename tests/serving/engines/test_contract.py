@@ -101,7 +101,7 @@ def family(server):
 
 
 def wait_until_gone(processes):
-    wait_for(lambda: not any(map(alive, processes)), 60, what="the end of all")
+    wait_for(lambda: not any(map(alive, processes)), what="the end of all")
 
 
 def test_it_listens_on_loopback_under_its_alias(server):
@@ -168,11 +168,11 @@ def test_a_stopped_one_is_hung_and_a_killed_one_leaves_nothing(case):
     socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), 2).close()
     assert engine_probe.live(server.url, 1.0).reason == "no answer in time"
     server.signal(signal.SIGCONT)
-    wait_for(lambda: engine_probe.live(server.url, 5.0).ok, 30, what="life")
+    wait_for(lambda: engine_probe.live(server.url, 5.0).ok, what="life")
     server.kill()
     wait_until_gone(processes)
     # The kernel closes its sockets after the processes are gone.
-    wait_for(lambda: engine_probe.live(server.url, 1.0).reason == "nothing listens", 10)
+    wait_for(lambda: engine_probe.live(server.url, 1.0).reason == "nothing listens")
 
 
 def test_a_term_signal_lets_answers_finish_and_leaves_nothing(case):
@@ -184,7 +184,7 @@ def test_a_term_signal_lets_answers_finish_and_leaves_nothing(case):
         assert begun.wait(60)
         server.drain()
         assert running.result().usage.completion_tokens == 450
-    wait_for(lambda: server.ended() is not None, 60, what="its end")
+    wait_for(lambda: server.ended() is not None, what="its end")
     server.stop()
     wait_until_gone(processes)
 
@@ -201,7 +201,7 @@ def test_it_ends_with_the_process_that_started_it(case):
     asked = pickle.dumps(case.request).hex()
     answer = call(sys.executable, "-c", code, case.engine, asked, PYTHONPATH="include:.")
     leader = int(answer.stdout)
-    wait_for(lambda: not psutil.pid_exists(leader), 60, what="the end of the orphan")
+    wait_for(lambda: not psutil.pid_exists(leader), what="the end of the orphan")
 
 
 def test_a_start_that_fails_says_why(case):

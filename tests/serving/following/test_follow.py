@@ -125,7 +125,7 @@ class Site:
         return answer.headers.get("x-tuneline-served-by") if answer.status_code == 200 else None
 
     def wait_served(self, version, name="a"):
-        wait_for(lambda: self.answered_by(name) == f"{name}-{version}", 90, f"{name} {version}")
+        wait_for(lambda: self.answered_by(name) == f"{name}-{version}", f"{name} {version}")
 
     def status(self):
         return read_status(self.folder / "state")
@@ -144,7 +144,7 @@ class Site:
             row = self.row(name)
             return row and any(words in why for why in (row.refused, row.reason) if why)
 
-        wait_for(said, 30, f"the refusal of {name}: {words}")
+        wait_for(said, f"the refusal of {name}: {words}")
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def test_bytes_that_changed_after_the_release_are_not_served(shipped, site, tmp_
     # Between the check and the engine's own look.
     make(version="3")
     logs = site.folder / "state" / "logs"
-    wait_for(lambda: any("a@3" in one.read_text() for one in logs.glob("*.json")), 30, pause=1e-3)
+    wait_for(lambda: any("a@3" in one.read_text() for one in logs.glob("*.json")), pause=1e-3)
     flip(copies / "3" / local)
     site.wait_refused("was changed after it was checked")
     assert (site.answered_by(), site.stated()) == ("a-1", ("1", sha256))
@@ -262,10 +262,10 @@ def test_a_release_becomes_served_without_a_further_command(site):
     os.kill(site.pids()["2"], signal.SIGKILL)
     wait_for(lambda: site.answered_by() == "a-1", what="an answer of the release before")
     # It is started again.
-    wait_for(lambda: site.status().complete, 40)
+    wait_for(lambda: site.status().complete)
     site.release("3")
     site.wait_served("3")
-    wait_for(lambda: set(site.pids()) == {"2", "3"}, 20, "the end of the oldest engine")
+    wait_for(lambda: set(site.pids()) == {"2", "3"}, "the end of the oldest engine")
     site.stop("gateway")
     engines = site.pids().values()
     site.stop("follower")
@@ -296,7 +296,7 @@ def test_a_release_that_does_not_start_is_left_and_reported(site, behaviour, opt
     site.follow(*options)
     site.wait_served("1")
     site.release("2")
-    wait_for(lambda: site.row().reason, 30, "the reason")
+    wait_for(lambda: site.row().reason, "the reason")
     assert (site.row().released, site.row().served) == ("2", "1")
     assert why in site.row().reason
     assert site.answered_by() == "a-1"
@@ -337,7 +337,7 @@ def test_a_new_follower_takes_over_and_nothing_is_interrupted(site):
     assert (again.returncode, "another follower works in" in again.stderr) == (2, True)
     site.release("2")
     site.wait_served("2")
-    wait_for(lambda: not psutil.pid_exists(pid), 20, "the end of the old engine")
+    wait_for(lambda: not psutil.pid_exists(pid), "the end of the old engine")
 
 
 def test_models_have_engines_of_their_own_and_settings_stay(site):
@@ -367,8 +367,8 @@ def test_releases_under_load_drop_no_request(site):
         for version in "23":
             old = next(iter(site.pids().values()))
             site.release(version)
-            wait_for(lambda v=version: site.status().models[0].served == v, 30)
-            wait_for(lambda pid=old: not psutil.pid_exists(pid), 30, "the old engine's end")
+            wait_for(lambda v=version: site.status().models[0].served == v)
+            wait_for(lambda pid=old: not psutil.pid_exists(pid), "the old engine's end")
             time.sleep(0.5)
     assert len(load.answers) > 100
     assert {answer.status for answer in load.answers} == {200}
@@ -463,8 +463,8 @@ def test_a_withdrawal_that_broke_off_is_completed(anywhere):
     site.serve()
     site.follow()
     site.wait_served("1")
-    wait_for(lambda: read_release(site.store, "a").version == "1", 20, "the release of 1")
-    wait_for(lambda: site.status().complete, 20)
+    wait_for(lambda: read_release(site.store, "a").version == "1", "the release of 1")
+    wait_for(lambda: site.status().complete)
     assert "2 was withdrawn: more errors than the release" in site.log()
     assert "starting the engine of a@2" not in site.log()
 

@@ -255,7 +255,7 @@ class Process(GatewayProcess):
     def start(self) -> None:
         super().start()
         self.client = httpx.Client(base_url=self.base_url, headers=self.headers, timeout=20)
-        wait_for(lambda: self.probe("ready") == 200, 30)
+        wait_for(lambda: self.probe("ready") == 200)
 
     def ask(self, **fields: object) -> httpx.Response:
         return self.client.post(f"/v1/{CHAT}", json=ask(**fields))

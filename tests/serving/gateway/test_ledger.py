@@ -532,6 +532,6 @@ def test_a_server_that_is_away_for_a_while_costs_no_row(tmp_path, small, postgre
             wait_for(lambda: process.get("/v1/health/ready").status_code == 503)
         finally:
             postgres.start()
-        wait_for(lambda: process.get("/v1/health/ready").status_code == 200, 30)
+        wait_for(lambda: process.get("/v1/health/ready").status_code == 200)
         assert ask(process).ok
         wait_for(lambda: len(rows_between(database)) == 3)

@@ -165,7 +165,7 @@ def test_an_upstream_that_is_killed_in_the_middle(start, small, large):
     gateway = start(upstream_entry(victim, **PATIENT), upstream_entry(large, **PATIENT))
 
     def kill() -> None:
-        wait_for(lambda: len(victim.requests()) == AT_ONCE, 90)
+        wait_for(lambda: len(victim.requests()) == AT_ONCE)
         victim.stop()
 
     try:

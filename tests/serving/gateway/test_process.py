@@ -174,7 +174,7 @@ def test_a_kill_loses_the_last_second_at_most(tmp_path, small):
         assert rows_between(process.ledger)[: len(before)] == before
         # The process that scrubs is up once its first row is in the store.
         first = process.ask().headers["x-request-id"]
-        wait_for(lambda row=first: row in logged_in(store), 60)
+        wait_for(lambda row=first: row in logged_in(store))
         url = process.base_url
         with (
             SteadyLoad(url, key, "support", 25) as whole,
@@ -255,7 +255,7 @@ class Reloading:
             return next((key for key in ("taken", "refused") if state[key] == wanted), None)
 
         # On a busy machine a warm-up takes its time.
-        return wait_for(outcome, 60)
+        return wait_for(outcome)
 
     def log_with(self, words):
         """The log once it holds some words; its lines are written out ten times a second."""

@@ -345,12 +345,12 @@ def test_a_bucket_that_comes_later_gets_everything(start, small, section, monkey
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     gateway = start(small, production_log={**section, "store": "s3://production/main"})
     assert [gateway.chat().status_code for _ in range(3)] == [200] * 3
-    wait_for(lambda: value(gateway, "upload_failures_total") >= 1, 40)
+    wait_for(lambda: value(gateway, "upload_failures_total") >= 1)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=port)
     server.start()
     try:
         boto3.session.Session().client("s3").create_bucket(Bucket="production")
-        wait_for(lambda: value(gateway, "uploaded_rows_total") == 3, 60)
+        wait_for(lambda: value(gateway, "uploaded_rows_total") == 3)
         gateway.stop()
         assert len(rows_of(open_store("s3://production/main"))) == 3
     finally:
@@ -369,7 +369,7 @@ def test_a_full_spool_drops_counts_and_says_so_once(start, small, section, store
     assert 0 < dropped < 12
     assert value(gateway, "spool_bytes") <= 2_000
     (store.root / "logs").unlink()
-    wait_for(lambda: value(gateway, "uploaded_rows_total") == 12 - dropped, 20)
+    wait_for(lambda: value(gateway, "uploaded_rows_total") == 12 - dropped)
     gateway.stop()
     assert len([r for r in caplog.records if "requests are dropped" in r.getMessage()]) == 1
 

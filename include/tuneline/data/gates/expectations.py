@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -142,10 +143,17 @@ def _on_spark(suite: Suite, engine: Engine) -> Any:
 def _page(result: Any) -> str:
     import numpy as np
     from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
-    from great_expectations.render.view.view import DefaultJinjaPageView
 
     with np.printoptions(legacy="1.25"):  # it renders numbers by their repr
-        return str(DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result)))
+        return str(_view().render(ValidationResultsPageRenderer().render(result)))
+
+
+@cache
+def _view() -> Any:
+    """Return what renders pages, made once: each one compiles all its templates anew."""
+    from great_expectations.render.view.view import DefaultJinjaPageView
+
+    return DefaultJinjaPageView()
 
 
 def _warns(check: Any) -> bool:
