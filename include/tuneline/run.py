@@ -69,11 +69,6 @@ class ObservedConfig(PipelineConfig):
         return super().__getattribute__(name)
 
 
-def hash_sections(document: Mapping[str, Any]) -> dict[str, str]:
-    """Return the SHA-256 of each section of `config.json`, as it is written there."""
-    return {name: _sha256(section) for name, section in document.items()}
-
-
 def hash_measurements(entry: Evidence | Record) -> str:
     """Return the SHA-256 of the verdict and the measurements of a step.
 
@@ -209,7 +204,7 @@ class Run:
                 f"{CONTRACT_VERSION}; use the image that matches the DAG"
             )
         valid = validate_config(current(config), f"{uri}/config.json")
-        run = cls(store, prefix, valid, meta, hash_sections(config))
+        run = cls(store, prefix, valid, meta, {n: _sha256(part) for n, part in config.items()})
         finds = step == "schema_validation" or valid.data.label_field != AUTO
         return run if finds else run._with_class()
 
@@ -256,13 +251,11 @@ class Run:
         # A step that ends meanwhile takes its line away; whoever watches needs no error for it.
         with suppress(TunelineError, OSError):
             for key in self.store.keys(self.key("progress")):
-                try:
+                with suppress(TunelineError, OSError):
                     line = json.loads(self.store.get_bytes(key))
-                except (TunelineError, OSError):
-                    continue
-                # A step that was killed leaves its line behind.
-                if datetime.now(UTC) - datetime.fromisoformat(line["at"]) < _SILENCE:
-                    lines[key.split("/")[-2]] = str(line["text"])
+                    # A step that was killed leaves its line behind.
+                    if datetime.now(UTC) - datetime.fromisoformat(line["at"]) < _SILENCE:
+                        lines[key.split("/")[-2]] = str(line["text"])
         return lines
 
     def find_evidence(self, item: str) -> Evidence | None:

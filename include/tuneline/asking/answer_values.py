@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -25,15 +26,9 @@ if TYPE_CHECKING:
 def find_object(text: str) -> dict[str, Any] | None:
     """Return the first JSON object in a text, also in prose or in a code fence, or None."""
     decoder = json.JSONDecoder()
-    start = text.find("{")
-    while start >= 0:
-        try:
-            value, _ = decoder.raw_decode(text, start)
-        except ValueError:
-            value = None
-        if isinstance(value, dict):
-            return value
-        start = text.find("{", start + 1)
+    for brace in re.finditer("{", text):
+        with suppress(ValueError, RecursionError):
+            return dict(decoder.raw_decode(text, brace.start())[0])
     return None
 
 
@@ -88,18 +83,13 @@ def tool_calls(text: str) -> list[ToolCall]:
 
 def _json_values(text: str) -> Iterator[Any]:
     """Yield the JSON objects and lists of a text that lie in no other."""
-    decoder = json.JSONDecoder()
-    at = 0
-    while at < len(text):
-        if text[at] not in "{[":
-            at += 1
-            continue
+    decoder, begins, at = json.JSONDecoder(), re.compile(r"[{\[]"), 0
+    while found := begins.search(text, at):
         try:
-            value, at = decoder.raw_decode(text, at)
+            value, at = decoder.raw_decode(text, found.start())
+            yield value
         except (ValueError, RecursionError):
-            at += 1
-            continue
-        yield value
+            at = found.end()
 
 
 def _calls(value: Any) -> Iterator[ToolCall]:

@@ -419,12 +419,10 @@ def _names(objects: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _short_fields(objects: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Return the fields that are no texts."""
-    return tuple(name for name in _names(objects) if _median_words(objects, name) <= SHORT_WORDS)
-
-
-def _median_words(objects: Sequence[Mapping[str, Any]], name: str) -> float:
-    values = [value[name] for value in objects if name in value]
-    return statistics.median(len(words_of(v)) if isinstance(v, str) else 0 for v in values)
+    sizes: dict[str, list[int]] = {}
+    for name, value in (pair for each in objects for pair in each.items()):
+        sizes.setdefault(name, []).append(len(words_of(value)) if isinstance(value, str) else 0)
+    return tuple(name for name, words in sizes.items() if statistics.median(words) <= SHORT_WORDS)
 
 
 def _lacking(field: str, expected: Sequence[str]) -> list[str]:
@@ -502,11 +500,6 @@ class Judged:
         """The mean of the F1 of every expected label, with its interval."""
         units = self.units
         return self._widened(self._f1, wilson(sum(units), len(units), self.tail), 0.0)
-
-    def f1_over(self, first: Judged) -> Interval:
-        """Return by how much its macro-F1 is higher than that of another model."""
-        accuracy = _difference(first.units, self.units, self.tail)
-        return self._widened(lambda weights: self._f1(weights) - first._f1(weights), accuracy, -1.0)
 
     def other(self, answers: Sequence[str], *, anywhere: bool = False) -> Judged:
         """Judge another model by its answers to all rows that were asked."""
@@ -597,7 +590,8 @@ def compare(first: Judged, second: Judged) -> Paired:
     if second.task.graded:
         difference = mean_difference(a, b, tail)
     elif second.task.metric == "macro_f1":
-        difference = second.f1_over(first)
+        accuracy = _difference(a, b, tail)
+        difference = second._widened(lambda w: second._f1(w) - first._f1(w), accuracy, -1.0)
     else:
         difference = _difference(a, b, tail)
     lower, higher = (sum(x > y for x, y in zip(*pair, strict=True)) for pair in ((a, b), (b, a)))

@@ -68,8 +68,7 @@ MOST_FORMS = 8
 
 def check_system(outcome: Outcome, rule: str) -> str | None:
     """Return the reason why a row breaks the rule for system turns, None if it doesn't."""
-    conversation = outcome.conversation
-    turns = conversation.messages if conversation is not None else outcome.messages
+    turns = outcome.messages if outcome.conversation is None else outcome.conversation.messages
     present = bool(turns) and turns[0]["role"] == "system"
     if rule == "required" and not present:
         return "system_missing: data.system_prompt asks for a system turn"

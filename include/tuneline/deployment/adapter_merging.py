@@ -82,19 +82,20 @@ class Served:
         return [result.text for result in self.results]
 
 
-def logprob_change(first: Sequence[ChatResult], second: Sequence[ChatResult]) -> float:
-    """Return the mean absolute change of token log-probabilities, in nats.
+def logprob_change(merged: Served, apart: Served) -> Measurement:
+    """Judge the mean absolute change of token log-probabilities, in nats.
 
     Each pair of answers is compared up to the first token that differs. The result is infinite
     if no pair has its first token in common.
     """
     changes: list[float] = []
-    for a, b in zip(first, second, strict=True):
+    for a, b in zip(merged.results, apart.results, strict=True):
         for x, y in zip(a.logprobs, b.logprobs, strict=False):
             if x.token != y.token:
                 break
             changes.append(abs(x.logprob - y.logprob))
-    return sum(changes) / len(changes) if changes else float("inf")
+    change = round(sum(changes) / len(changes), 5) if changes else float("inf")
+    return measure("engine_logprob_change", change, "nats", "<=", MAX_LOGPROB_CHANGE)
 
 
 def judge(
@@ -109,7 +110,7 @@ def judge(
     if apart is None:
         yield measure("adapter_in_engine", why_not, "")
     else:
-        change = _change(merged, apart)
+        change = logprob_change(merged, apart)
         yield same_answers("engine_same_answers", merged.texts, apart.texts, change)
         yield change
     ours = merged.texts[: len(parity.greedy)]
@@ -129,12 +130,7 @@ def adapter_effect(merged: Served, apart: Served, multi_tenant: bool) -> Iterato
     yield measure(name, len(telling), "rows", *rule, on_breach="inconclusive")
     if telling:
         ours, theirs = zip(*telling, strict=True)
-        yield same_answers("adapter_answers_as_merged", ours, theirs, _change(merged, apart))
-
-
-def _change(merged: Served, apart: Served) -> Measurement:
-    change = round(logprob_change(merged.results, apart.results), 5)
-    return measure("engine_logprob_change", change, "nats", "<=", MAX_LOGPROB_CHANGE)
+        yield same_answers("adapter_answers_as_merged", ours, theirs, logprob_change(merged, apart))
 
 
 def same_answers(
@@ -206,18 +202,6 @@ def _answers(client: EngineClient, asked: Sequence[Row]) -> tuple[ChatResult, ..
         return tuple(client.chat(row.prompt, max_tokens=MAX_TOKENS, logprobs=True) for row in asked)
 
 
-def cost_of_apart(
-    multi_tenant: bool, limit: float, lost: tuple[float, float] | None
-) -> Iterator[Measurement]:
-    """State what the unmerged adapter costs, and judge it by the limit if it is to ship so."""
-    if lost is not None:
-        rule: tuple[Rule, float] | tuple[None, None] = (
-            ("<=", limit) if multi_tenant else (None, None)
-        )
-        share, error = lost
-        yield measure("adapter_slowdown", share, "share", *rule, noise=error, on_breach="warn")
-
-
 def run(ctx: StepContext) -> Evidence:
     """Compare merged and adapter, in transformers and in the engine, and decide."""
     asked, settings = validation_rows(ctx, ENGINE_ROWS), ctx.config.deployment
@@ -251,9 +235,16 @@ def run(ctx: StepContext) -> Evidence:
     obstacle = why_not or reads_otherwise(apart)
     limit = settings.max_adapter_slowdown
     decision, reason = decide(settings.multi_tenant, obstacle, lost and lost[0], limit)
-    DECISION.write(
-        ctx, _document(decision, reason, merged, apart, asked=asked, checkpoints=checkpoints)
-    )
+    answers = zip(asked, merged.texts, apart.texts if apart else [None] * len(asked), strict=True)
+    document = {
+        "decision": decision,
+        "reason": reason,
+        "answers": [{"row_id": row.row_id, "merged": a, "apart": b} for row, a, b in answers],
+        "transformers": list(checkpoints.greedy),
+        "rows_tokenised_otherwise": merged.tokenised,
+        "prompts_rendered_otherwise": merged.rendered,
+    }
+    DECISION.write(ctx, Decision.model_validate(document))
     wanted = "apart" if settings.multi_tenant else "merge"
     compared = len(dataset_rows(ctx))
     measurements = [
@@ -267,49 +258,28 @@ def run(ctx: StepContext) -> Evidence:
         measure("decided_as_asked", decision == wanted, "flag", "==", True, on_breach="warn"),
         *form_measurements("merged", merged.speed),
         *form_measurements("apart", apart.speed if apart else None),
-        *cost_of_apart(settings.multi_tenant, limit, lost),
     ]
+    if lost is not None:
+        # The limit is for an adapter that is to ship apart.
+        bound: tuple[Rule, float] | tuple[()] = ("<=", limit) if settings.multi_tenant else ()
+        ruled = (lost[0], "share", *bound)
+        measurements.append(measure("adapter_slowdown", *ruled, noise=lost[1], on_breach="warn"))
     values = {m.name: m.value for m in measurements}
+    speeds = f"{merged.speed.tokens_per_s:.0f} tokens/s merged, "
+    speeds += f"{apart.speed.tokens_per_s:.0f} with the adapter apart" if apart else "apart not "
+    speeds += f" at {settings.parallel} at once" if apart else "measurable"
     in_engine = (
         f"{values['engine_same_answers']:.0%} of the answers are the same in the engine"
         if obstacle is None
         else f"merged against adapter in the engine: {obstacle}"
     )
     return ctx.conclude(
-        f"{decision}: {reason} ({_speeds(merged, apart, settings.parallel)}); "
+        f"{decision}: {reason} ({speeds}); "
         f"KL {checkpoints.mean_kl:.1e} nats; {in_engine}; "
         f"{values['engine_as_transformers']:.0%} equal those of transformers; "
         f"{losses.sentence}; {len(merged.tokenised)} of {compared} rows have other token ids",
         measurements,
     )
-
-
-def _document(
-    decision: str,
-    reason: str,
-    merged: Served,
-    apart: Served | None,
-    *,
-    asked: Sequence[Row],
-    checkpoints: LogitParity,
-) -> Decision:
-    answers = zip(asked, merged.texts, apart.texts if apart else [None] * len(asked), strict=True)
-    document = {
-        "decision": decision,
-        "reason": reason,
-        "answers": [{"row_id": row.row_id, "merged": a, "apart": b} for row, a, b in answers],
-        "transformers": list(checkpoints.greedy),
-        "rows_tokenised_otherwise": merged.tokenised,
-        "prompts_rendered_otherwise": merged.rendered,
-    }
-    return Decision.model_validate(document)
-
-
-def _speeds(merged: Served, apart: Served | None, parallel: int) -> str:
-    text = f"{merged.speed.tokens_per_s:.0f} tokens/s merged"
-    if apart is None:
-        return f"{text}, apart not measurable"
-    return f"{text}, {apart.speed.tokens_per_s:.0f} with the adapter apart at {parallel} at once"
 
 
 # Tokens of every answer: enough for a steady speed; on two cores both forms take some seconds.

@@ -63,8 +63,7 @@ MOST_CANDIDATES = 30
 
 def share_measurements(held: int, total: int, *, own_file: bool) -> list[Measurement]:
     """Measure the share of rows held out; `own_file`: no rule limits a hold-out file of its own."""
-    value = round(held / total, 4)
-    rows = measure("holdout_rows", held, "rows")
+    value, rows = round(held / total, 4), measure("holdout_rows", held, "rows")
     if own_file:
         return [measure("holdout_share", value, "share"), rows]
     return [
@@ -128,20 +127,13 @@ def ledger_measurements(
         "earlier_on_shared_rows": list(map(asdict, choices)),
     }
     ctx.write_json("ledger.json", document)
-    others = len(opened.candidates() - {sha256})
+    scored, others = "other_candidates_scored_before", len(opened.candidates() - {sha256})
     judged = sum(row.row_id in chosen.judged_on for row in opened.held)
     return [
         measure("accesses_that_chose_something", len(choosing(own)), "accesses", "<=", 0),
         measure("accesses_that_chose_on_shared_rows", len(choices), "accesses", "<=", 0),
         measure("rows_a_variant_was_chosen_on", judged, "rows", "<=", 0),
-        measure(
-            "other_candidates_scored_before",
-            others,
-            "candidates",
-            "<=",
-            MOST_CANDIDATES,
-            on_breach="warn",
-        ),
+        measure(scored, others, "candidates", "<=", MOST_CANDIDATES, on_breach="warn"),
         measure("candidates_for_this_release", tried, "candidates"),
         measure("error_of_each_claim", round(TAIL / tried, 6), "share"),
     ]

@@ -130,7 +130,7 @@ def inject_faults(
 ) -> list[FaultReport]:
     """Serve the chain and plant the faults."""
     deployment, settings = ctx.config.deployment, reachable(ctx.config.governance.fallback)[0]
-    name = ctx.config.name
+    name, limits = ctx.config.name, (answer_limit(ctx.run), answer_room(ctx.run))
     with ExitStack() as stack:
         engines = [
             stack.enter_context(server_of(model, deployment, alias=alias, parallel=2))
@@ -148,13 +148,7 @@ def inject_faults(
             GatewayProcess(ctx.scratch / "gateway", upstreams=chain.upstreams, models=models)
         )
         under_trial = Chain(
-            Client(
-                gateway,
-                name,
-                answer_limit(ctx.run),
-                patience=settings.budget_s * _PATIENCE,
-                room=answer_room(ctx.run),
-            ),
+            Client(gateway, name, *limits, patience=settings.budget_s * _PATIENCE),
             primary=engines[0],
             second=engines[1],
             names=chain.model["chain"],

@@ -7,7 +7,7 @@ training and serving would see different prompts, and the row can't be used.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, groupby, islice
@@ -117,15 +117,6 @@ class TemplateRefused(ValueError):
     """A chat template raised an error over a row; the message is the template's own."""
 
 
-def _guarded(render: Callable[[], str]) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        return render()
-    except (TemplateError, TypeError, ValueError, LookupError) as error:
-        raise TemplateRefused(str(error).splitlines()[0] if str(error) else "") from None
-
-
 class Renderer:
     """Renders and encodes rows for one fast tokenizer and target format.
 
@@ -187,20 +178,14 @@ class Renderer:
 
     def written(self, messages: Sequence[Message], *, ask: bool = False) -> str:
         """Return what the template itself writes; see `text`."""
+        from jinja2 import TemplateError
 
-        def render() -> str:
+        try:
             turns, tools = with_tools(messages)
-            return str(
-                self._compiled.render(
-                    messages=turns,
-                    tools=tools,
-                    documents=None,
-                    add_generation_prompt=ask,
-                    **self._names,
-                )
-            )
-
-        return _guarded(render)
+            names = {**self._names, "documents": None, "add_generation_prompt": ask}
+            return str(self._compiled.render(messages=turns, tools=tools, **names))
+        except (TemplateError, TypeError, ValueError, LookupError) as error:
+            raise TemplateRefused(str(error).splitlines()[0] if str(error) else "") from None
 
     def learned_as(self, messages: Sequence[Message]) -> list[list[Message]]:
         """Return the rows that a conversation is learned as.

@@ -73,10 +73,6 @@ class Request:
         return replace(self, messages=turns)
 
 
-def _joined(messages: Messages) -> str:
-    return _TURN.join(turn["content"] for turn in messages)
-
-
 @dataclass(frozen=True)
 class Lengths:
     """The distribution of lengths, in tokens."""
@@ -111,7 +107,8 @@ def workload_of(
 ) -> Workload:
     """Make a workload of rows, whose stretches are alike in the length of answers."""
     full = [len(ids) + _END for ids in tokenize([row.answer for row in rows])]
-    texts, shared = [_joined(row.prompt) for row in rows], [0] * len(rows)
+    texts = [_TURN.join(turn["content"] for turn in row.prompt) for row in rows]
+    shared = [0] * len(rows)
     # In order, the prompts that begin alike for longest are neighbours.
     for a, b in pairwise(sorted(range(len(rows)), key=texts.__getitem__)):
         shared[b] = len(commonprefix([texts[a], texts[b]]))  # noqa: RUF071 - of characters
@@ -154,11 +151,9 @@ class ClosedLoop:
 
 def warm_up(client: EngineClient, workload: Workload, count: int, slots: int) -> None:
     """Send requests that are not counted; what fails here fails again when it counts."""
-    requests = workload.last(count)
-    prompts = [request.messages for request in requests]
-    tokens = [min(_WARM_UP_TOKENS, request.tokens) for request in requests]
-    if prompts:
-        drive(client, prompts, slots, tokens, give_up=_FAILURES)
+    if requests := workload.last(count):
+        tokens = [min(_WARM_UP_TOKENS, request.tokens) for request in requests]
+        drive(client, [r.messages for r in requests], slots, tokens, give_up=_FAILURES)
 
 
 def _counters(server: EngineServer) -> Counters | None:
@@ -216,8 +211,7 @@ def measure_levels(
 
 def reason_to_stop(server: EngineServer, timings: Sequence[Timing], count: int) -> str:
     """Return why a load could not be completed; empty if it was."""
-    ended = server.ended()
-    if ended is not None:
+    if (ended := server.ended()) is not None:
         return f"the server {ended}"
     if len(timings) < count or not any(timing.ok for timing in timings):
         error = next((timing.error for timing in reversed(timings) if not timing.ok), "")

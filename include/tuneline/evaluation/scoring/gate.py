@@ -98,8 +98,7 @@ def more_rows(claims: list[Claim]) -> int | None:
 
 def undecided_sentence(claims: list[Claim]) -> str:
     """Return a part of a sentence that names the claims which need more rows; empty if none do."""
-    open_claims = [claim.about for claim in claims if claim.rows_needed is not None]
-    if not open_claims:
+    if not (open_claims := [claim.about for claim in claims if claim.rows_needed is not None]):
         return ""
     return (
         f"; these rows do not show that it is {' and '.join(open_claims)}: "

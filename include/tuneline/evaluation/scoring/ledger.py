@@ -166,8 +166,11 @@ def open_holdout(
         by=by,
         note=note,
     )
-    if purpose != "review":
-        _note_questions(store, identity, held)
+    # An earlier access to the same hold-out has left the same bytes.
+    with suppress(AlreadyThere):
+        if purpose != "review":
+            content = b"".join(sorted(_questions(held)))
+            store.put_bytes(f"{_QUESTIONS}/{identity}", content, once=True)
     note_access(store, identity, access)
     return opened
 
@@ -185,12 +188,6 @@ def _questions(rows: Iterable[Row]) -> Mapping[bytes, list[str]]:
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
         found.setdefault(digest[:_HASH_BYTES], []).append(row.row_id)
     return found
-
-
-def _note_questions(store: Store, holdout: str, rows: Sequence[Row]) -> None:
-    # An earlier access to the same hold-out has left the same bytes.
-    with suppress(AlreadyThere):
-        store.put_bytes(f"{_QUESTIONS}/{holdout}", b"".join(sorted(_questions(rows))), once=True)
 
 
 def _inherited(store: Store, holdout: str, rows: Sequence[Row]) -> list[Inherited]:

@@ -24,8 +24,8 @@ class Client:
     gateway: GatewayProcess
     model: str
     max_tokens: int
+    room: int  # tokens that the context has left for an answer
     patience: float  # longest wait for a byte, seconds
-    room: int = 1 << 10  # tokens that the context has left for an answer
 
     def ask(self, messages: Messages, *, stream: bool = False) -> GatewayAnswer:
         """Send a request, decoded greedily, and read its answer to the end."""
