@@ -182,7 +182,7 @@ def test_the_rules_of_a_model_bind_whoever_starts_a_run(ready_lab, policy):
         answer(past, "approve_release", "Approve", "mallory")
     policy(version=99)
     loose = ready_lab(run_id="loose")
-    with pytest.raises(UserError, match="a change of the model's rules: policy_version 6 → 99"):
+    with pytest.raises(UserError, match="a change of the model's rules: policy_version 7 → 99"):
         loose.execute("promote")
     assert rules_of(first) == rules
     answer(loose, "approve_release", "Approve", "bob")

@@ -28,7 +28,7 @@ def answer_limit(run: Run) -> int:
     """
     if (limit := run.config.evaluation.max_new_tokens) is not None:
         return limit
-    needed = (document := DATASET_VERSION.find(run)) and document.format
+    needed = document.format if (document := DATASET_VERSION.find(run)) else None
     if needed is None or needed.answer_tokens_max is None:
         raise UserError("final_audit did not count the tokens of answers; run it first")
     return max(needed.answer_tokens_max, min(needed.answer_limit, answer_room(run)))
@@ -36,7 +36,7 @@ def answer_limit(run: Run) -> int:
 
 def answer_room(run: Run) -> int:
     """Return how many tokens the context has left next to the longest prompt of the dataset."""
-    needed = (document := DATASET_VERSION.find(run)) and document.format
+    needed = document.format if (document := DATASET_VERSION.find(run)) else None
     prompt = needed.prompt_tokens_max if needed else None
     return run.config.deployment.context_tokens - (prompt or 0)
 

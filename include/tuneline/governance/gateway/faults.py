@@ -43,7 +43,7 @@ class Client:
         return self.gateway.stream(
             UNJUDGED,
             messages,
-            max_tokens=min(_STREAMED, self.room),
+            max_tokens=min(_STREAMED, max(self.room, self.max_tokens)),
             key=next(iter(self.gateway.keys)),
             timeout=self.patience,
             extra=ENDLESS,
