@@ -170,7 +170,7 @@ def test_the_stamp_follows_the_requirements(setup, monkeypatch, tmp_path):
 
 def test_vllm_is_installed_without_its_own_dependencies(setup, monkeypatch, tmp_path):
     commands = []
-    monkeypatch.setattr(setup, "logged", lambda command, env: commands.append(command[3:]))
+    monkeypatch.setattr(setup, "logged", lambda command, env: commands.append(command[4:]))
     env = replace(setup.VLLM, name="x")
     monkeypatch.setattr(setup.Environment, "folder", property(lambda env: tmp_path / env.name))
     env.folder.mkdir()
